@@ -1,0 +1,1 @@
+"""The Celery worker: claims jobs, runs the model, keeps drafts, delivers them."""
