@@ -11,10 +11,13 @@
       NotFound                  the thing asked for is not here
 
 Errors are caught at three borders only: SCP handler (becomes a DIMSE status), task (becomes a job
-or delivery state), CLI (one line, exit code 1). Messages carry UIDs and job ids, never patient data.
+or delivery state), CLI (one line, exit code 1). Messages carry UIDs and job
+ids, never patient data.
 """
 
 from __future__ import annotations
+
+import traceback
 
 
 class NodeError(Exception):
@@ -81,3 +84,17 @@ class NotFound(NodeError):
     """What was asked for is not here."""
 
     code = "not-found"
+
+
+def trace(error: BaseException) -> str:
+    """Where an unexpected exception came from: frames and types, never the message.
+
+    A foreign library's message may quote the value it choked on, and that may be a patient's name.
+    """
+    parts = []
+    current: BaseException | None = error
+    while current is not None:
+        frames = "".join(traceback.format_tb(current.__traceback__))
+        parts.append(f"{frames}{type(current).__module__}.{type(current).__qualname__}")
+        current = current.__cause__ or current.__context__
+    return "\ncaused by\n".join(parts)

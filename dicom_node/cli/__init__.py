@@ -1,0 +1,230 @@
+"""The verbs. This is the composition root: it may import everything, nobody imports it.
+
+Each command imports what it needs when it runs, so that ``status`` answers within a second and
+``serve`` never loads torch.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dicom_node.errors import NodeError
+from inference.findings import InferenceError
+
+app = typer.Typer(
+    name="dicom-node",
+    help="Receives studies, drafts chest X-ray reports, returns them as DICOM SR.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,  # its tracebacks print local variables: patient data
+)
+db_app = typer.Typer(help="The database schema.", no_args_is_help=True)
+models_app = typer.Typer(help="Report models.", no_args_is_help=True)
+app.add_typer(db_app, name="db")
+app.add_typer(models_app, name="models")
+
+Config = Annotated[
+    Path | None, typer.Option("--config", envvar="DICOM_NODE_CONFIG", help="dicom-node.toml")
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON document for machines.")]
+Limit = Annotated[int, typer.Option(min=1, max=10_000)]
+StudyUid = Annotated[str, typer.Argument(metavar="STUDY_UID")]
+
+
+def main() -> None:
+    """Entry point: an expected failure is one line and exit code 1, a bug is a traceback."""
+    try:
+        app()
+    except (NodeError, InferenceError) as error:
+        print(f"dicom-node: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+@app.command()
+def run(
+    config: Config = None,
+    data: Annotated[Path | None, typer.Option(help="Folder for everything we write.")] = None,
+) -> None:
+    """Run the whole node on this machine; Ctrl-C or SIGTERM stops it."""
+    from dicom_node.cli import services, wiring
+
+    services.run(wiring.settings(config, {"node.data": data}))
+
+
+@app.command()
+def serve(config: Config = None) -> None:
+    """Run the DICOM side only: receive, settle, nudge."""
+    from dicom_node.cli import services, wiring
+
+    services.serve(wiring.settings(config))
+
+
+@app.command()
+def work(
+    config: Config = None,
+    queues: Annotated[
+        str, typer.Option(help="gpu (reads studies), net (sends drafts)")
+    ] = "gpu,net",
+) -> None:
+    """Run a worker."""
+    from dicom_node.cli import services, wiring
+
+    services.work(wiring.settings(config), queues)
+
+
+@app.command()
+def status(
+    config: Config = None,
+    as_json: Json = False,
+    watch: Annotated[bool, typer.Option(help="Again every 2 s until Ctrl-C.")] = False,
+) -> None:
+    """Show how the node is; exit code 1 when something needs a person."""
+    from dicom_node.cli import looking, wiring
+
+    looking.status(wiring.settings(config), as_json=as_json, watch=watch)
+
+
+@app.command()
+def doctor(
+    peer: Annotated[str | None, typer.Argument(help="Only this peer.")] = None,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Check each part and each peer; name the fault and the fix."""
+    from dicom_node.cli import services, wiring
+
+    services.doctor(wiring.settings(config), peer, as_json=as_json)
+
+
+@app.command()
+def studies(
+    config: Config = None,
+    state: Annotated[str | None, typer.Option(help="receiving or complete")] = None,
+    limit: Limit = 20,
+    as_json: Json = False,
+) -> None:
+    """List studies, newest first."""
+    from dicom_node.cli import looking, wiring
+
+    looking.studies(wiring.settings(config), state=state, limit=limit, as_json=as_json)
+
+
+@app.command()
+def study(study_uid: StudyUid, config: Config = None, as_json: Json = False) -> None:
+    """Show one study's whole way."""
+    from dicom_node.cli import looking, wiring
+
+    looking.study(wiring.settings(config), study_uid, as_json=as_json)
+
+
+@app.command()
+def draft(
+    study_uid: StudyUid,
+    config: Config = None,
+    output: Annotated[Path | None, typer.Option(help="Write the DICOM file here.")] = None,
+    text: Annotated[bool, typer.Option("--text", help="Print it as text (default).")] = False,
+) -> None:
+    """Get a study's current draft, as DICOM or as text."""
+    from dicom_node.cli import looking, wiring
+
+    looking.draft(wiring.settings(config), study_uid, output=output, text=text)
+
+
+@app.command()
+def retry(
+    study_uid: Annotated[str | None, typer.Argument(metavar="STUDY_UID")] = None,
+    config: Config = None,
+    failed: Annotated[bool, typer.Option("--failed", help="Everything that failed.")] = False,
+) -> None:
+    """Queue a study's job and its failed deliveries again."""
+    from dicom_node.cli import acting, wiring
+
+    if (study_uid is None) != failed:
+        raise typer.BadParameter("give STUDY_UID or --failed")
+    acting.retry(wiring.settings(config), study_uid)
+
+
+@app.command()
+def send(
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH...")],
+    to: Annotated[str, typer.Option(metavar="PEER|AE@HOST:PORT")],
+    config: Config = None,
+) -> None:
+    """Send files or folders by C-STORE."""
+    from dicom_node.cli import acting, wiring
+
+    acting.send(wiring.settings(config), paths, to)
+
+
+@app.command()
+def echo(
+    target: Annotated[str, typer.Argument(metavar="PEER|AE@HOST:PORT")], config: Config = None
+) -> None:
+    """Verify a peer by C-ECHO."""
+    from dicom_node.cli import acting, wiring
+
+    acting.echo(wiring.settings(config), target)
+
+
+@app.command()
+def search(
+    text: Annotated[str | None, typer.Argument(metavar="TEXT")] = None,
+    config: Config = None,
+    image: Annotated[Path | None, typer.Option(help="DICOM or picture file.")] = None,
+    study: Annotated[str | None, typer.Option(metavar="UID", help="A study we hold.")] = None,
+    kind: Annotated[
+        str | None, typer.Option(help="image or report; default: images for TEXT, else reports")
+    ] = None,
+    limit: Limit = 5,
+    as_json: Json = False,
+) -> None:
+    """Find studies by words, by an image or by another study."""
+    from dicom_node.cli import looking, wiring
+
+    if sum(one is not None for one in (text, image, study)) != 1:
+        raise typer.BadParameter("give TEXT, --image FILE or --study UID")
+    if kind not in (None, "image", "report"):
+        raise typer.BadParameter("--kind is image or report")
+    query = looking.Query(text=text, image=image, study=study, kind=kind, limit=limit)
+    looking.search(wiring.settings(config), query, as_json=as_json)
+
+
+@app.command()
+def demo() -> None:
+    """Show the whole way of one phantom study on this machine, then stop everything."""
+    from dicom_node.cli import demonstration
+
+    demonstration.show()
+
+
+@models_app.command("list")
+def models_list(config: Config = None, as_json: Json = False) -> None:
+    """List the models that are installed."""
+    from dicom_node.cli import looking, wiring
+
+    looking.models(wiring.settings(config), as_json=as_json)
+
+
+@db_app.command()
+def upgrade(config: Config = None) -> None:
+    """Bring the database to this version's schema."""
+    from dicom_node import db
+    from dicom_node.cli import wiring
+
+    db.upgrade(wiring.database_url(wiring.settings(config)))
+
+
+@db_app.command()
+def current(config: Config = None) -> None:
+    """Print the database's revision and the one this version wants."""
+    from dicom_node import db
+    from dicom_node.cli import wiring
+
+    present, wanted = db.revisions(wiring.database_url(wiring.settings(config)))
+    print(f"{present or 'empty'} (this version: {wanted})")
+    if present != wanted:
+        raise NodeError("run `dicom-node db upgrade`")

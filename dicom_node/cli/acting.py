@@ -1,0 +1,50 @@
+"""retry, send, echo: the verbs that make something happen."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress
+
+from dicom_node import deliveries, jobs, scu, studies
+from dicom_node.cli import wiring
+from dicom_node.config import Settings
+from dicom_node.errors import NodeError, NotFound
+
+
+def retry(settings: Settings, study_uid: str | None) -> None:
+    """Queue again what ended without success (one study: its latest job in any case)."""
+    with wiring.database(settings).transaction() as connection:
+        if study_uid is not None and studies.find(connection, study_uid) is None:
+            raise NotFound(f"no study {study_uid} was received")
+        again = len(jobs.requeue_ended(connection, study_instance_uid=study_uid))
+        sends = len(deliveries.requeue(connection, study_instance_uid=study_uid))
+    print(f"queued again: {again} jobs, {sends} deliveries")
+
+
+def send(settings: Settings, paths: list[Path], to: str) -> None:
+    """C-STORE files; a line per failure, exit code 1 if there was one."""
+    peer = wiring.peer(settings, to)
+    files = scu.files_under(paths)
+    if not files:
+        raise NotFound(f"no files in {', '.join(str(path) for path in paths)}")
+    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
+        bar = progress.add_task(f"to {peer.name}", total=len(files))
+        outcomes = scu.send_files(
+            files, peer, settings.node.ae_title, lambda outcome: progress.advance(bar)
+        )
+    failed = [outcome for outcome in outcomes if outcome.failure]
+    for outcome in failed:
+        print(f"{outcome.path}: {outcome.failure}", file=sys.stderr)
+    print(f"sent {len(outcomes) - len(failed)} of {len(outcomes)} to {peer.name}")
+    if failed:
+        raise NodeError(f"{len(failed)} of {len(outcomes)} files were not stored by {peer.name}")
+
+
+def echo(settings: Settings, target: str) -> None:
+    """C-ECHO."""
+    peer = wiring.peer(settings, target)
+    scu.DicomPeer(peer, settings.node.ae_title).verify()
+    print(f"{peer.ae_title} at {peer.address}:{peer.port} answers")

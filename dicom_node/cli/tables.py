@@ -1,0 +1,176 @@
+"""What people see: rich tables on stdout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from dicom_node.account import Account
+    from dicom_node.doctor import Check
+    from dicom_node.retrieval import Hit
+    from dicom_node.status import Problem, Status
+    from dicom_node.studies import Study
+
+console = Console(highlight=False)
+
+
+def show(headings: Sequence[str], rows: Iterable[Sequence[object]], title: str = "") -> None:
+    """One plain table; UIDs are never cut."""
+    table = Table(*headings, title=title or None, title_justify="left", box=None, pad_edge=False)
+    for column in table.columns:
+        column.overflow = "fold"
+    for row in rows:
+        table.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
+    console.print(table)
+
+
+def when(at: datetime | None) -> str:
+    """A time as people read it, in the machine's zone."""
+    return at.astimezone().strftime("%Y-%m-%d %H:%M:%S") if at else "-"
+
+
+def counts(numbers: Mapping[str, int]) -> str:
+    """``drafted 3, queued 1``."""
+    return ", ".join(f"{state} {number}" for state, number in numbers.items()) or "none"
+
+
+def show_status(status: Status) -> None:
+    """The node at one glance, then its peers, then what needs a person."""
+    node = status.settings.node
+    up = "up" if status.node else "DOWN"
+    lines = [
+        ("node", f"{node.ae_title} on {node.host}:{node.port} {up}"),
+        ("database", "up" if status.database_up else "DOWN"),
+        ("broker", "up" if status.broker_up else "DOWN"),
+        *(("worker", _worker(one.facts, one.name)) for one in status.workers),
+        ("studies", counts(status.studies)),
+        ("jobs", counts(status.jobs)),
+        ("deliveries", counts(status.deliveries)),
+        ("storage", _free(status.free_bytes)),
+    ]
+    health = "healthy" if status.healthy else "NEEDS ATTENTION"
+    show(("dicom-node", health), lines)
+    if status.peers:
+        console.print()
+        show(
+            ("peer", "last received", "last sent", "failures"),
+            [
+                (one.name, when(one.last_received), when(one.last_sent), one.failures)
+                for one in status.peers
+            ],
+        )
+    if status.refused:
+        console.print()
+        show(
+            ("refused association", "address", "times", "last", "reason"),
+            [
+                (one.calling_ae_title, one.address, one.count, when(one.last), one.reason)
+                for one in status.refused
+            ],
+        )
+    show_problems("problem", status.problems)
+    show_problems("warning", status.warnings)
+
+
+def _worker(facts: Mapping[str, object], name: str) -> str:
+    if not facts.get("model"):
+        return f"{name} {facts.get('state')}"
+    seconds = facts.get("seconds_per_report")
+    speed = f", {seconds:.1f} s per report" if isinstance(seconds, float) else ""
+    return f"{name} {facts['state']}: {facts['algorithm']} on {facts['device']}{speed}"
+
+
+def _free(free: int | None) -> str:
+    return "unknown" if free is None else f"{free / 2**30:.1f} GiB free"
+
+
+def show_problems(kind: str, problems: Sequence[Problem]) -> None:
+    """Each with its fix."""
+    if problems:
+        console.print()
+        show((kind, "what", "fix"), [(one.code, one.text, one.fix) for one in problems])
+
+
+def show_studies(found: Sequence[Study]) -> None:
+    """One line a study."""
+    show(
+        ("received", "state", "revision", "study"),
+        [(when(one.received_at), one.state, one.revision, one.study_instance_uid) for one in found],
+    )
+
+
+def show_account(account: Account) -> None:
+    """One study's whole way."""
+    study = account.study
+    console.print(f"study {study.study_instance_uid}")
+    console.print(f"state {study.state}, revision {study.revision}")
+    console.print(f"choice {_choice(account.choice)}\n")
+    show(
+        ("instance", "revision", "bytes", "sha256"),
+        [(one.sop_instance_uid, one.revision, one.size, one.sha256) for one in account.instances],
+    )
+    console.print()
+    show(
+        ("job", "revision", "model", "state", "attempts", "reason"),
+        [
+            (one.id, one.revision, one.model, one.state, one.attempts, one.reason)
+            for one in account.jobs
+        ],
+    )
+    for draft in account.drafts:
+        live = f"superseded by {draft.superseded_by}" if draft.superseded_by else "current"
+        console.print(f"\ndraft {draft.sop_instance_uid} ({draft.kind} v{draft.version}, {live})")
+        console.print(Text(draft.text))
+    console.print()
+    show(
+        ("delivery to", "state", "proof", "attempts", "reason"),
+        [(one.peer, one.state, one.proof, one.attempts, one.reason) for one in account.deliveries],
+    )
+    console.print()
+    show(
+        ("at", "what", "from", "to", "reason"),
+        [
+            (when(one.at), one.subject, one.from_state, one.to_state, one.reason)
+            for one in account.events
+        ],
+    )
+
+
+def _choice(choice: Mapping[str, object] | None) -> str:
+    if choice is None:
+        return "not made yet"
+    refusal = choice.get("refusal")
+    if isinstance(refusal, Mapping):
+        return f"none: {refusal['code']}: {refusal['text']}"
+    return f"{choice['sop_instance_uid']} by rule {choice['rule']}"
+
+
+def show_hits(hits: Sequence[Hit]) -> None:
+    """Best first."""
+    show(
+        ("score", "matched", "same patient", "study", "draft"),
+        [
+            (
+                f"{hit.score:.3f}",
+                hit.kind,
+                "yes" if hit.same_patient else "",
+                hit.study_instance_uid,
+                hit.text,
+            )
+            for hit in hits
+        ],
+    )
+
+
+def show_checks(checks: Sequence[Check]) -> None:
+    """One line a check; the fix only where one is needed."""
+    show(
+        ("check", "", "what", "fix"),
+        [(one.name, "ok" if one.passed else "FAULT", one.text, one.fix) for one in checks],
+    )

@@ -1,0 +1,306 @@
+"""Settings: defaults < ``dicom-node.toml`` < ``DICOM_NODE_<SECTION>__<KEY>`` < flags.
+
+One frozen :class:`Settings` is built once, in the CLI, and passed down; no other module reads the
+environment. Unknown keys are errors that name the nearest known one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import json
+import tomllib
+from collections.abc import Collection, Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from dicom_node.errors import ConfigurationError
+
+PREFIX = "DICOM_NODE_"
+FILE_SUFFIX = "_file"  # a secret may be given as the path of a file that holds it
+
+# PS3.5 6.2, VR AE: at most 16 characters of the default repertoire, no backslash, not only spaces.
+AeTitle = Annotated[
+    str, Field(max_length=16, pattern=r"^ *[\x21-\x5b\x5d-\x7e][\x20-\x5b\x5d-\x7e]*$")
+]
+Port = Annotated[int, Field(ge=1, le=65535)]
+Seconds = Annotated[float, Field(ge=0)]
+
+Raw = dict[str, object]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Node(_Section):
+    """Who we are on the network and where we write."""
+
+    ae_title: AeTitle = "DICOMNODE"
+    host: str = "0.0.0.0"
+    port: Port = 11112
+    data: Path = Path("./data")
+    institution: str = ""
+
+
+class Service(_Section):
+    """A server that may be ours (empty: embedded) or the site's."""
+
+    url: str = ""
+
+
+class Study(_Section):
+    """When a study is looked at, and when it is complete."""
+
+    quiet_seconds: Seconds = 60
+    ready_seconds: Seconds = 3  #: a frontal image is read after this much silence
+
+
+class Model(_Section):
+    """The report model: an entry point of the group ``dicom_node.models``."""
+
+    name: str = "llava-rad"
+    path: str = ""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+class Results(_Section):
+    """Which objects go back."""
+
+    text_sr: bool = True
+
+
+class Jobs(_Section):
+    """Leases and repeats of analyse jobs and deliveries."""
+
+    lease_seconds: Seconds = 60
+    sweep_seconds: Seconds = 15  #: an unanswered nudge is repeated after this long
+    max_attempts: Annotated[int, Field(ge=1)] = 5
+    first_retry_seconds: Seconds = 5
+    longest_retry_seconds: Seconds = 600
+    give_up_hours: Annotated[float, Field(gt=0)] = 24
+
+    def back_off(self, attempts: int) -> timedelta:
+        """How long to wait after the ``attempts``-th failure: doubling, bounded."""
+        doubled = self.first_retry_seconds * 2.0 ** min(attempts - 1, 30)
+        return timedelta(seconds=min(doubled, self.longest_retry_seconds))
+
+
+class Peer(_Section):
+    """Another application entity: where studies come from and drafts go."""
+
+    name: str
+    ae_title: AeTitle
+    host: tuple[str, ...]
+    port: Port = 104
+    roles: tuple[Literal["source", "destination"], ...] = ("source", "destination")
+    proof: Literal["commitment", "find", "none"] = "none"
+    mode: Literal["live", "shadow"] = "live"
+    quiet_seconds: Seconds | None = None
+
+    @field_validator("host", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _destination_has_an_address(self) -> Self:
+        if self.is_destination and "/" in self.host[0]:
+            raise ValueError(f"peer {self.name}: a destination needs a host, not a network, first")
+        return self
+
+    @property
+    def is_source(self) -> bool:
+        """May this peer send to us?"""
+        return "source" in self.roles
+
+    @property
+    def is_destination(self) -> bool:
+        """Do drafts go to this peer?"""
+        return "destination" in self.roles
+
+    @property
+    def address(self) -> str:
+        """The host we call."""
+        return self.host[0]
+
+    def may_call_from(self, addresses: Collection[str]) -> bool:
+        """Is one of ``addresses`` (the caller's, and names that resolve to it) this peer's?"""
+        return any(_matches(host, address) for host in self.host for address in addresses)
+
+
+class Settings(_Section):
+    """Everything an administrator can set."""
+
+    node: Node = Node()
+    database: Service = Service()
+    broker: Service = Service()
+    study: Study = Study()
+    model: Model = Model()
+    results: Results = Results()
+    jobs: Jobs = Jobs()
+    peers: tuple[Peer, ...] = ()
+
+    @model_validator(mode="after")
+    def _peers_are_distinct(self) -> Self:
+        names = [peer.name for peer in self.peers]
+        twice = {name for name in names if names.count(name) > 1}
+        if twice:
+            raise ValueError(f"two peers are named {', '.join(sorted(twice))}")
+        return self
+
+    def destinations(self) -> tuple[Peer, ...]:
+        """The peers that get drafts."""
+        return tuple(peer for peer in self.peers if peer.is_destination)
+
+    def peer(self, name: str) -> Peer | None:
+        """The peer of that name."""
+        return next((peer for peer in self.peers if peer.name == name), None)
+
+    def quiet_seconds(self, calling_ae_title: str) -> float:
+        """How long a study from this sender must be silent before it is complete."""
+        for peer in self.peers:
+            if peer.ae_title == calling_ae_title and peer.quiet_seconds is not None:
+                return peer.quiet_seconds
+        return self.study.quiet_seconds
+
+
+def load(file: Path | None, environ: Mapping[str, str], flags: Mapping[str, object]) -> Settings:
+    """Build the settings.
+
+    Parameters
+    ----------
+    file
+        ``dicom-node.toml``; ``None`` means defaults.
+    environ
+        Process environment; only names that begin with ``DICOM_NODE_`` are looked at.
+    flags
+        Dotted keys such as ``{"node.data": "x"}``; ``None`` values are ignored.
+
+    Raises
+    ------
+    ConfigurationError
+        The file can't be read, or a key is unknown or its value wrong; names key and fix.
+    """
+    raw = _read(file) if file else {}
+    _merge(raw, _from_environment(environ))
+    for dotted, value in flags.items():
+        if value is not None:
+            section, _, key = dotted.partition(".")
+            _merge(raw, {section: {key: value}})
+    _read_secrets(raw)
+    try:
+        return Settings.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigurationError(_explain(error)) from error
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """The settings as ``DICOM_NODE_*`` variables, so that a child process gets exactly ours."""
+    raw = settings.model_dump(mode="json")
+    peers = raw.pop("peers")
+    values = {
+        f"{PREFIX}{section}__{key}".upper(): _as_text(value)
+        for section, keys in raw.items()
+        for key, value in keys.items()
+    }
+    return {**values, f"{PREFIX}PEERS": json.dumps(peers)}
+
+
+def _as_text(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _matches(host: str, address: str) -> bool:
+    if host.lower() == address.lower():
+        return True
+    try:
+        return ipaddress.ip_address(address) in ipaddress.ip_network(host, strict=False)
+    except ValueError:  # one of the two is a name
+        return False
+
+
+def _read(file: Path) -> Raw:
+    try:
+        return tomllib.loads(file.read_text("utf-8"))
+    except OSError as error:
+        raise ConfigurationError(f"{file}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{file}: not valid TOML: {error}") from error
+
+
+def _from_environment(environ: Mapping[str, str]) -> Raw:
+    raw: Raw = {}
+    for name, value in environ.items():
+        key = name.removeprefix(PREFIX).lower()
+        if not name.startswith(PREFIX) or key == "config":
+            continue
+        section, separator, entry = key.partition("__")
+        if key == "peers":
+            raw["peers"] = _json(name, value)
+        elif separator:
+            _merge(raw, {section: {entry: value}})
+        else:
+            raise ConfigurationError(f"{name}: no such setting; {PREFIX}<SECTION>__<KEY>")
+    return raw
+
+
+def _json(name: str, value: str) -> object:
+    try:
+        return json.loads(value)
+    except ValueError as error:
+        raise ConfigurationError(f"{name}: not valid JSON: {error}") from error
+
+
+def _merge(into: Raw, other: Raw) -> None:
+    for key, value in other.items():
+        present = into.get(key)
+        if isinstance(present, dict) and isinstance(value, dict):
+            _merge(present, value)
+        else:
+            into[key] = value
+
+
+def _read_secrets(raw: Raw) -> None:
+    for section in raw.values():
+        if not isinstance(section, dict):
+            continue
+        for key in [key for key in section if key.endswith(FILE_SUFFIX)]:
+            path = Path(str(section.pop(key)))
+            try:
+                section[key.removesuffix(FILE_SUFFIX)] = path.read_text("utf-8").strip()
+            except OSError as error:
+                raise ConfigurationError(f"{key} = {path}: {error.strerror}") from error
+
+
+def _explain(error: ValidationError) -> str:
+    return "; ".join(
+        _unknown(item["loc"])
+        if item["type"] == "extra_forbidden"
+        else f"{_dotted(item['loc']) or 'settings'}: {item['msg']}"
+        for item in error.errors(include_url=False, include_input=False)
+    )
+
+
+def _dotted(location: tuple[int | str, ...]) -> str:
+    return ".".join(str(part) for part in location)
+
+
+def _unknown(location: tuple[int | str, ...]) -> str:
+    known = _known_keys(location[:-1])
+    nearest = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0)
+    path = [str(part) for part in location[:-1] if not isinstance(part, int)]
+    return f"unknown key {_dotted(location)}; did you mean {'.'.join([*path, *nearest])}?"
+
+
+def _known_keys(location: tuple[int | str, ...]) -> list[str]:
+    if not location:
+        return list(Settings.model_fields)
+    section = str(location[0])
+    if section == "peers":
+        return list(Peer.model_fields)
+    default = Settings.model_fields[section].default
+    return list(type(default).model_fields)

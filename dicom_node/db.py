@@ -1,0 +1,291 @@
+"""Tables and transactions: Postgres is the truth.
+
+Each table has one writing module, named beside it. Only the database's clock is used for state
+(``now()``): processes on several machines may disagree about the time, rows may not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import sqlalchemy as sa
+from pgvector.sqlalchemy import Vector
+from sqlalchemy import Column, ForeignKey, Index, Table, Text, UniqueConstraint, func
+from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP
+
+from dicom_node.errors import ConfigurationError, OutOfResources
+
+if TYPE_CHECKING:
+    from alembic.config import Config
+
+metadata = sa.MetaData(
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+    }
+)
+
+
+def _time(name: str, *, default: bool = False) -> Column[object]:
+    column: Column[object] = Column(
+        name,
+        TIMESTAMP(timezone=True),
+        nullable=not default,
+        server_default=func.now() if default else None,
+    )
+    return column
+
+
+def _id() -> Column[int]:
+    return Column("id", sa.BigInteger, sa.Identity(always=True), primary_key=True)
+
+
+#: One row: this installation's identity, made by the first migration.
+installation = Table("installation", metadata, Column("id", sa.Uuid, primary_key=True))
+
+#: Written by ``studies``. states: receiving, complete
+study = Table(
+    "study",
+    metadata,
+    Column("study_instance_uid", Text, primary_key=True),
+    Column("state", Text, nullable=False),
+    Column("revision", sa.Integer, nullable=False),
+    Column("patient_key", Text, nullable=False),
+    _time("received_at", default=True),
+    _time("ready_at", default=True),
+    _time("settle_at", default=True),
+    Index(None, "state", "settle_at"),
+)
+
+#: Written by ``studies``; rows are never changed, other bytes under a UID are a new revision.
+instance = Table(
+    "instance",
+    metadata,
+    Column("study_instance_uid", Text, ForeignKey(study.c.study_instance_uid), primary_key=True),
+    Column("sop_instance_uid", Text, primary_key=True),
+    Column("revision", sa.Integer, primary_key=True),
+    Column("series_instance_uid", Text, nullable=False),
+    Column("sop_class_uid", Text, nullable=False),
+    Column("transfer_syntax_uid", Text, nullable=False),
+    Column("path", Text, nullable=False),
+    Column("sha256", Text, nullable=False),
+    Column("size", sa.BigInteger, nullable=False),
+    Column("calling_ae_title", Text, nullable=False),
+    Column("address", Text, nullable=False),
+    _time("received_at", default=True),
+    Index(None, "sop_instance_uid"),
+    Index(None, "calling_ae_title", "received_at"),
+)
+
+#: Written by ``jobs``. states: queued, running, drafted, refused, failed
+job = Table(
+    "job",
+    metadata,
+    _id(),
+    Column("study_instance_uid", Text, ForeignKey(study.c.study_instance_uid), nullable=False),
+    Column("revision", sa.Integer, nullable=False),
+    Column("model", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("attempts", sa.Integer, nullable=False, server_default="0"),
+    Column("choice", JSONB),
+    Column("reason", Text),
+    Column("worker", Text),
+    _time("due_at", default=True),
+    _time("created_at", default=True),
+    _time("started_at"),
+    _time("nudged_at"),
+    _time("lease_until"),
+    _time("ended_at"),
+    UniqueConstraint("study_instance_uid", "revision", "model"),
+    Index(None, "state", "due_at"),
+)
+
+#: Written by ``drafts``; only ``superseded_by`` ever changes.
+draft = Table(
+    "draft",
+    metadata,
+    Column("sop_instance_uid", Text, primary_key=True),
+    Column("series_instance_uid", Text, nullable=False),
+    Column("sop_class_uid", Text, nullable=False),
+    Column("study_instance_uid", Text, ForeignKey(study.c.study_instance_uid), nullable=False),
+    Column("job_id", sa.BigInteger, ForeignKey(job.c.id), nullable=False),
+    Column("model", Text, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("version", sa.Integer, nullable=False),
+    Column("text", Text, nullable=False),
+    Column("inputs", JSONB, nullable=False),
+    Column("record", JSONB, nullable=False),
+    Column("path", Text, nullable=False),
+    Column("sha256", Text, nullable=False),
+    Column("superseded_by", Text, ForeignKey("draft.sop_instance_uid")),
+    _time("created_at", default=True),
+    Index(None, "study_instance_uid"),
+)
+
+#: Written by ``deliveries``. states: due, sending, sent, delivered, failed, withheld, dropped
+delivery = Table(
+    "delivery",
+    metadata,
+    _id(),
+    Column("draft_uid", Text, ForeignKey(draft.c.sop_instance_uid), nullable=False),
+    Column("peer", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("attempts", sa.Integer, nullable=False, server_default="0"),
+    Column("proof", Text),
+    Column("reason", Text),
+    Column("worker", Text),
+    _time("created_at", default=True),
+    _time("due_at", default=True),
+    _time("nudged_at"),
+    _time("lease_until"),
+    _time("sent_at"),
+    UniqueConstraint("draft_uid", "peer"),
+    Index(None, "state", "due_at"),
+)
+
+#: Written by ``retrieval``; one vector space per model digest.
+embedding = Table(
+    "embedding",
+    metadata,
+    _id(),
+    Column("study_instance_uid", Text, ForeignKey(study.c.study_instance_uid), nullable=False),
+    Column("draft_uid", Text, ForeignKey(draft.c.sop_instance_uid), nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("digest", Text, nullable=False),
+    Column("vector", Vector(), nullable=False),
+    UniqueConstraint("draft_uid", "kind"),
+    Index(None, "digest", "kind"),
+)
+
+#: Written by ``events``; append-only history of every transition.
+event = Table(
+    "event",
+    metadata,
+    _id(),
+    _time("at", default=True),
+    Column("study_instance_uid", Text, ForeignKey(study.c.study_instance_uid), nullable=False),
+    Column("subject", Text, nullable=False),
+    Column("from", Text),
+    Column("to", Text, nullable=False),
+    Column("reason", Text),
+    Index(None, "study_instance_uid", "id"),
+)
+
+#: Written by ``heartbeats``: what runs, and when it was last seen alive.
+process = Table(
+    "process",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("role", Text, nullable=False),
+    Column("facts", JSONB, nullable=False),
+    _time("started_at", default=True),
+    _time("last_seen", default=True),
+)
+
+#: Written by ``associations``: who was turned away, and why.
+refused_association = Table(
+    "refused_association",
+    metadata,
+    Column("calling_ae_title", Text, primary_key=True),
+    Column("address", Text, primary_key=True),
+    Column("reason", Text, primary_key=True),
+    Column("count", sa.Integer, nullable=False),
+    _time("first", default=True),
+    _time("last", default=True),
+)
+
+
+class Database:
+    """Connections to Postgres."""
+
+    def __init__(self, url: str) -> None:
+        try:
+            self._engine = sa.create_engine(
+                url,
+                pool_pre_ping=True,  # a restarted server costs a reconnect, not a failed study
+                hide_parameters=True,  # parameters can hold report text
+                connect_args={
+                    "connect_timeout": 5,
+                    "options": "-c statement_timeout=30000 -c lock_timeout=15000",
+                },
+            )
+        except (sa.exc.ArgumentError, sa.exc.NoSuchModuleError) as error:
+            raise ConfigurationError(
+                "database.url: not a database URL; postgresql+psycopg://user@host/name"
+            ) from error
+
+    @contextmanager
+    def transaction(self) -> Iterator[sa.Connection]:
+        """One transaction: committed at the end of the block, rolled back on any exception.
+
+        Raises
+        ------
+        OutOfResources
+            The database is away or gave up on the statement; a later attempt may work.
+        """
+        try:
+            with self._engine.begin() as connection:
+                yield connection
+        except (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.TimeoutError) as error:
+            raise OutOfResources(f"database: {_first_line(error)}") from error
+        except sa.exc.ProgrammingError as error:
+            if "does not exist" in str(error):
+                raise ConfigurationError(
+                    "the database has no tables of this version: run `dicom-node db upgrade`"
+                ) from error
+            raise
+
+    def dispose(self) -> None:
+        """Close the pooled connections."""
+        self._engine.dispose()
+
+
+def _first_line(error: sa.exc.SQLAlchemyError) -> str:
+    cause = getattr(error, "orig", None) or error
+    return str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
+
+
+def migrations_dir() -> Path:
+    """Where alembic's scripts are: inside the wheel, else at the repository's top."""
+    packaged = Path(__file__).with_name("_migrations")
+    return packaged if packaged.is_dir() else Path(__file__).parent.parent / "migrations"
+
+
+def upgrade(url: str) -> None:
+    """Bring the schema to this version's head (alembic, one transaction).
+
+    Raises
+    ------
+    OutOfResources
+        The database is away.
+    """
+    from alembic import command  # costs 0.6 s: not for `status`
+
+    try:
+        command.upgrade(_alembic(url), "head")
+    except sa.exc.OperationalError as error:
+        raise OutOfResources(f"database: {_first_line(error)}") from error
+
+
+def revisions(url: str) -> tuple[str | None, str | None]:
+    """The schema's revision in the database, and the one this version wants."""
+    from alembic.runtime.migration import MigrationContext
+    from alembic.script import ScriptDirectory
+
+    head = ScriptDirectory.from_config(_alembic(url)).get_current_head()
+    with Database(url).transaction() as connection:
+        return MigrationContext.configure(connection).get_current_revision(), head
+
+
+def _alembic(url: str) -> Config:
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(migrations_dir()))
+    config.attributes["url"] = url
+    return config

@@ -1,0 +1,125 @@
+"""One running node: the listener and a one-second tick.
+
+The tick settles quiet studies, tells workers what is due (and tells them again when a nudge was
+lost) and reports the node as alive. Everything it does is a statement on Postgres, so a tick that
+dies anywhere is simply repeated.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+
+from dicom_node import __version__, associations, deliveries, heartbeats, jobs, studies
+from dicom_node.config import Settings
+from dicom_node.db import Database
+from dicom_node.errors import OutOfResources
+from dicom_node.scp import Listener
+from dicom_node.storage import Storage, StoredInstance
+
+logger = logging.getLogger(__name__)
+
+TICK_SECONDS = 1.0
+#: The heartbeat also asks the broker, so not at every tick.
+TICKS_PER_BEAT = 3
+
+Wake = Callable[[str, int], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """The DICOM side of the service."""
+
+    settings: Settings
+    database: Database
+    storage: Storage
+    wake: Wake  #: tells a worker to look at a job or delivery, by task name and id
+    broker_answers: Callable[[], bool]
+
+    def serve(self, stop: threading.Event) -> None:
+        """Listen and tick until ``stop`` is set.
+
+        A database that is away does not end the node: senders get 0xA700 and try again.
+        """
+        listener = Listener(self.settings, self.storage, self.register, self.refused)
+        listener.start()
+        logger.info("%s listens on port %d", self.settings.node.ae_title, listener.port)
+        ticks = 0
+        try:
+            while not stop.wait(TICK_SECONDS):
+                self._tick_or_log(beat=ticks % TICKS_PER_BEAT == 0)
+                ticks += 1
+        finally:
+            listener.stop()
+            self._leave()
+
+    def register(self, stored: StoredInstance) -> None:
+        """Commit the row of an instance whose file is already durable."""
+        settings = self.settings
+        quiet = timedelta(seconds=settings.quiet_seconds(stored.calling_ae_title))
+        ready = timedelta(seconds=min(settings.study.ready_seconds, quiet.total_seconds()))
+        with self.database.transaction() as connection:
+            studies.register(connection, stored, quiet=quiet, ready=ready)
+
+    def refused(self, calling_ae_title: str, address: str, reason: str) -> None:
+        """Remember who was turned away."""
+        try:
+            with self.database.transaction() as connection:
+                associations.refused(connection, calling_ae_title, address, reason)
+        except OutOfResources as error:
+            logger.warning("refused association not written down: %s", error)
+
+    def tick(self) -> None:
+        """Move what is due.
+
+        Raises
+        ------
+        OutOfResources
+            The database is away.
+        """
+        every = timedelta(seconds=self.settings.jobs.sweep_seconds)
+        with self.database.transaction() as connection:
+            studies.settle(connection, [self.settings.model.name])
+            jobs.give_up(connection, max_attempts=self.settings.jobs.max_attempts)
+        with self.database.transaction() as connection:
+            due_jobs = jobs.nudge(connection, every=every)
+            due_deliveries = deliveries.nudge(connection, every=every)
+        for job_id in due_jobs:
+            self.wake("worker.analyse", job_id)
+        for delivery_id in due_deliveries:
+            self.wake("worker.deliver", delivery_id)
+
+    def _tick_or_log(self, *, beat: bool) -> None:
+        try:
+            self.tick()
+            if beat:
+                self._beat()
+        except OutOfResources as error:
+            logger.warning("tick: %s", error)
+
+    def _beat(self) -> None:
+        facts = {
+            "version": __version__,
+            "ae_title": self.settings.node.ae_title,
+            "host": self.settings.node.host,
+            "port": self.settings.node.port,
+            "broker_up": self.broker_answers(),
+            "free_bytes": self.storage.free_bytes(),
+        }
+        with self.database.transaction() as connection:
+            heartbeats.beat(connection, self._name(), "node", facts)
+
+    def _leave(self) -> None:
+        try:
+            with self.database.transaction() as connection:
+                heartbeats.leave(connection, self._name())
+        except OutOfResources as error:
+            logger.warning("not signed off: %s", error)
+
+    def _name(self) -> str:
+        return f"node@{socket.gethostname()}:{os.getpid()}"

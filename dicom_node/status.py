@@ -1,0 +1,319 @@
+"""What administrators read: one snapshot, from Postgres alone, for CLI, JSON and metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import Connection, func
+
+from dicom_node import __version__, associations, heartbeats
+from dicom_node.associations import RefusedAssociation
+from dicom_node.config import Settings
+from dicom_node.db import Database, delivery, instance, job, study
+from dicom_node.errors import NodeError
+from dicom_node.heartbeats import Process
+
+#: Below this the node is about to refuse studies.
+LOW_BYTES = 2 * 2**30
+#: A delivery that failed this often is worth a look before it is given up.
+WORRYING_ATTEMPTS = 4
+#: Replaced bytes are shown for so long.
+RECENT = timedelta(days=7)
+
+Counts = Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """Something a person must (problem) or may want to (warning) look at."""
+
+    code: str
+    text: str
+    fix: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerStatus:
+    """What passed between a peer and us."""
+
+    name: str
+    last_received: datetime | None
+    last_sent: datetime | None
+    failures: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Status:
+    """The node at one moment."""
+
+    settings: Settings
+    database_up: bool
+    processes: Sequence[Process] = ()
+    studies: Counts
+    jobs: Counts
+    deliveries: Counts
+    peers: Sequence[PeerStatus] = ()
+    refused: Sequence[RefusedAssociation] = ()
+    replaced: int = 0  #: instances that came again with other bytes, lately
+    worrying: Mapping[str, int]  #: peer -> deliveries that keep failing
+    problems: Sequence[Problem] = ()
+    warnings: Sequence[Problem] = ()
+
+    @property
+    def healthy(self) -> bool:
+        """True: nobody needs to do anything."""
+        return not self.problems
+
+    @property
+    def node(self) -> Process | None:
+        """The process that listens, if one is alive."""
+        return next((one for one in self.processes if one.role == "node" and one.up), None)
+
+    @property
+    def broker_up(self) -> bool:
+        """As the node last saw it; unknown counts as down."""
+        return bool(self.node and self.node.facts.get("broker_up"))
+
+    @property
+    def workers(self) -> list[Process]:
+        """Worker processes that are alive."""
+        return [one for one in self.processes if one.role != "node" and one.up]
+
+    @property
+    def free_bytes(self) -> int | None:
+        """Free space where the node writes."""
+        return self.node.facts.get("free_bytes") if self.node else None
+
+
+def snapshot(database: Database | None, settings: Settings) -> Status:
+    """Read everything; a database that is away is a problem in the answer, not an exception."""
+    empty: Counts = {}
+    down = Status(
+        settings=settings,
+        database_up=False,
+        studies=empty,
+        jobs=empty,
+        deliveries=empty,
+        worrying=empty,
+    )
+    if database is None:
+        return _judged(down, "the embedded database is not running")
+    try:
+        with database.transaction() as connection:
+            return _judged(_read(connection, settings), None)
+    except NodeError as error:
+        return _judged(down, str(error))
+
+
+def _read(connection: Connection, settings: Settings) -> Status:
+    return Status(
+        settings=settings,
+        database_up=True,
+        processes=heartbeats.seen(connection),
+        studies=_count(connection, study.c.state),
+        jobs=_count(connection, job.c.state),
+        deliveries=_count(connection, delivery.c.state),
+        peers=_peers(connection, settings),
+        refused=associations.latest(connection),
+        replaced=_replaced(connection),
+        worrying=_worrying(connection),
+    )
+
+
+def _count(connection: Connection, column: sa.Column[str]) -> dict[str, int]:
+    rows = connection.execute(sa.select(column, func.count()).group_by(column).order_by(column))
+    return {state: count for state, count in rows}
+
+
+def _peers(connection: Connection, settings: Settings) -> list[PeerStatus]:
+    received = dict(
+        connection.execute(
+            sa.select(instance.c.calling_ae_title, func.max(instance.c.received_at)).group_by(
+                instance.c.calling_ae_title
+            )
+        ).all()
+    )
+    sent = {
+        name: (last, failures)
+        for name, last, failures in connection.execute(
+            sa.select(
+                delivery.c.peer,
+                func.max(delivery.c.sent_at),
+                func.count().filter(delivery.c.state == "failed"),
+            ).group_by(delivery.c.peer)
+        )
+    }
+    return [
+        PeerStatus(
+            name=peer.name,
+            last_received=received.get(peer.ae_title) if peer.is_source else None,
+            last_sent=sent.get(peer.name, (None, 0))[0],
+            failures=sent.get(peer.name, (None, 0))[1],
+        )
+        for peer in settings.peers
+    ]
+
+
+def _replaced(connection: Connection) -> int:
+    changed = sa.select(func.count()).where(
+        instance.c.revision > 1, instance.c.received_at > func.now() - RECENT
+    )
+    return connection.scalar(changed) or 0
+
+
+def _worrying(connection: Connection) -> dict[str, int]:
+    rows = connection.execute(
+        sa.select(delivery.c.peer, func.count())
+        .where(
+            delivery.c.state.in_(("due", "sent", "sending")),
+            delivery.c.attempts >= WORRYING_ATTEMPTS,
+        )
+        .group_by(delivery.c.peer)
+    )
+    return {peer: count for peer, count in rows}
+
+
+def _judged(status: Status, database_fault: str | None) -> Status:
+    if database_fault is not None:
+        fix = "start the node (`dicom-node run`) or check [database] url and the server"
+        problem = Problem(code="database", text=database_fault, fix=fix)
+        return replace(status, problems=(problem,))
+    problems = (*_down(status), *_failed(status))
+    return replace(status, problems=problems, warnings=tuple(_warnings(status)))
+
+
+def _down(status: Status) -> Iterator[Problem]:
+    if status.node is None:
+        yield Problem(
+            code="node",
+            text="no process listens: studies can't be received",
+            fix="start `dicom-node run` or `dicom-node serve`",
+        )
+    elif not status.broker_up:
+        yield Problem(
+            code="broker",
+            text="the broker does not answer: jobs wait",
+            fix="check [broker] url and the server; waiting jobs then run by themselves",
+        )
+    for role, what in (("gpu", "studies are not read"), ("net", "drafts are not sent")):
+        if not any(one.role == role for one in status.workers):
+            yield Problem(
+                code=f"worker-{role}",
+                text=f"no worker for the queue {role}: {what}",
+                fix=f"start `dicom-node work --queues {role}`; its log says why it ended",
+            )
+    if status.free_bytes is not None and status.free_bytes < LOW_BYTES:
+        yield Problem(
+            code="storage",
+            text=f"only {status.free_bytes // 2**20} MiB are free where the node writes",
+            fix=f"free space below {status.settings.node.data}",
+        )
+
+
+def _failed(status: Status) -> Iterator[Problem]:
+    if failed := status.jobs.get("failed"):
+        yield Problem(
+            code="jobs",
+            text=f"{failed} jobs failed",
+            fix="`dicom-node study UID` names the reason; then `dicom-node retry --failed`",
+        )
+    if failed := status.deliveries.get("failed"):
+        yield Problem(
+            code="deliveries",
+            text=f"{failed} drafts could not be delivered",
+            fix="`dicom-node doctor PEER`, mend it, then `dicom-node retry --failed`",
+        )
+    for peer, count in status.worrying.items():
+        yield Problem(
+            code="peer",
+            text=f"{count} drafts for {peer} keep failing and are tried again",
+            fix=f"`dicom-node doctor {peer}` names the fault",
+        )
+
+
+def _warnings(status: Status) -> Iterator[Problem]:
+    if status.replaced:
+        yield Problem(
+            code="replaced",
+            text=f"{status.replaced} instances came again with other bytes in the last 7 days",
+            fix="`dicom-node study UID` shows which; the newest bytes are used",
+        )
+    if not status.settings.destinations():
+        yield Problem(
+            code="no-destination",
+            text="no peer is a destination: drafts stay here",
+            fix='add [[peers]] with roles = ["destination"]',
+        )
+
+
+def to_json(status: Status) -> dict[str, Any]:
+    """The document of ``status --json`` (interface.md)."""
+    node, settings = status.node, status.settings
+    free = status.free_bytes
+    return {
+        "version": __version__,
+        "healthy": status.healthy,
+        "problems": [_problem(one) for one in status.problems],
+        "warnings": [_problem(one) for one in status.warnings],
+        "node": {
+            "ae_title": settings.node.ae_title,
+            "host": settings.node.host,
+            "port": settings.node.port,
+            "up": node is not None,
+        },
+        "database": {"up": status.database_up},
+        "broker": {"up": status.broker_up},
+        "workers": [_worker(one) for one in status.workers],
+        "studies": dict(status.studies),
+        "jobs": dict(status.jobs),
+        "deliveries": dict(status.deliveries),
+        "peers": [
+            {
+                "name": peer.name,
+                "last_received": _iso(peer.last_received),
+                "last_sent": _iso(peer.last_sent),
+                "failures": peer.failures,
+            }
+            for peer in status.peers
+        ],
+        "refused_associations": [
+            {
+                "calling_ae_title": one.calling_ae_title,
+                "address": one.address,
+                "reason": one.reason,
+                "count": one.count,
+                "last": _iso(one.last),
+            }
+            for one in status.refused
+        ],
+        "storage": {
+            "free_bytes": free,
+            "state": "unknown" if free is None else "low" if free < LOW_BYTES else "ok",
+        },
+    }
+
+
+def _problem(one: Problem) -> dict[str, str]:
+    return {"code": one.code, "text": one.text, "fix": one.fix}
+
+
+def _worker(one: Process) -> dict[str, Any]:
+    return {
+        "name": one.name,
+        "queue": one.role,
+        "model": one.facts.get("model"),
+        "algorithm": one.facts.get("algorithm"),
+        "demo": one.facts.get("demo", False),
+        "device": one.facts.get("device"),
+        "state": one.facts.get("state"),
+        "seconds_per_report": one.facts.get("seconds_per_report"),
+        "last_seen": _iso(one.last_seen),
+    }
+
+
+def _iso(at: datetime | None) -> str | None:
+    return at.isoformat(timespec="seconds") if at else None

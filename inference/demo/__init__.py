@@ -1,0 +1,1 @@
+"""The demo model: a tiny LLaVA-Rad that knows synthetic phantoms only."""
