@@ -278,8 +278,12 @@ def revisions(url: str) -> tuple[str | None, str | None]:
     from alembic.script import ScriptDirectory
 
     head = ScriptDirectory.from_config(_alembic(url)).get_current_head()
-    with Database(url).transaction() as connection:
-        return MigrationContext.configure(connection).get_current_revision(), head
+    database = Database(url)
+    try:
+        with database.transaction() as connection:
+            return MigrationContext.configure(connection).get_current_revision(), head
+    finally:
+        database.dispose()
 
 
 def _alembic(url: str) -> Config:

@@ -42,7 +42,7 @@ from pydicom.uid import (
     JPEGLSNearLossless,
     RLELossless,
 )
-from pynetdicom import AE, build_context, evt
+from pynetdicom import AE, _config, build_context, evt
 from pynetdicom.association import Association
 from pynetdicom.dimse_messages import C_STORE_RQ
 from pynetdicom.dimse_primitives import C_STORE
@@ -67,6 +67,10 @@ from dicom_node.storage import (
 )
 
 logger = logging.getLogger(__name__)
+
+# pynetdicom's standard handlers would format every message for its log, and stop at one without
+# UIDs before _on_message sees it. The one module-wide switch of pynetdicom that is set here.
+_config.LOG_HANDLER_LEVEL = "none"
 
 #: Everything we can decode, best first: of several syntaxes that a sender offers in one context
 #: the first of these is taken, so that it need not compress and never compresses lossily for us.
@@ -232,7 +236,8 @@ class Listener:
         self._server.shutdown()
         deadline = time.monotonic() + STOP_GRACE
         for association in self._ae.active_associations:
-            association.join(max(0.0, deadline - time.monotonic()))
+            if association.is_established:
+                association.join(max(0.0, deadline - time.monotonic()))
         self._ae.shutdown()
         self._server = None
 

@@ -232,8 +232,8 @@ class _Child:
 
     def spawn(self) -> None:
         """Prepare the program, then start its process."""
-        self._started = time.monotonic()
         self.program.prepare()
+        self._started = time.monotonic()
         command = dies_with_us(self.program.command(), self.program.stop_signal)
         output = _open_log(self._log) if self._log else None
         try:
@@ -256,7 +256,7 @@ class _Child:
             self._restart_if_due()
         elif (code := self._process.poll()) is not None:
             self._process = None
-            self._put_off(_says(code))
+            self._put_off(_says(code), alive=time.monotonic() - self._started)
         return None if self._process else max(0.0, self._due - time.monotonic())
 
     def _restart_if_due(self) -> None:
@@ -265,12 +265,11 @@ class _Child:
         try:
             self.spawn()
         except (NodeError, OSError) as error:
-            self._put_off(str(error))
+            self._put_off(str(error), alive=0.0)
 
-    def _put_off(self, why: str) -> None:
-        now = time.monotonic()
-        self._delay = next_delay(self._delay, now - self._started)
-        self._due = now + self._delay
+    def _put_off(self, why: str, *, alive: float) -> None:
+        self._delay = next_delay(self._delay, alive)
+        self._due = time.monotonic() + self._delay
         logger.warning(
             "%s stopped (%s), starting again in %.1f s%s",
             self,

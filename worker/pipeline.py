@@ -22,7 +22,7 @@ from dicom_node.results.record import DraftRecord, Input, Reference
 from dicom_node.storage import Storage
 from dicom_node.studies import Instance, Study
 from inference import pixels, selection
-from inference.findings import Findings, Image, UnreadablePixels
+from inference.findings import Findings, Image, ModelFailure, UnreadablePixels
 from inference.selection import Candidate, Choice, Fault, Refusal
 from worker.host import ModelHost
 
@@ -99,6 +99,8 @@ def analyse(node: Node, host: ModelHost, job: Job) -> None:
             jobs.drafted(connection, job, chosen.as_json(), reason)
         return
     findings = host.read([chosen.image], None)
+    if not findings.text.strip():
+        raise ModelFailure("the model wrote nothing")
     draft_record = _record(node, job, held, chosen, findings, present)
     _commit(node, job, _Result(chosen, findings, _file(node, job, chosen, draft_record)), present)
 
@@ -195,7 +197,8 @@ def _record(
         source_header=source.source_header(chosen.held.candidate.header),
         node=node.identity,
         algorithm=findings.algorithm,
-        started_at=job.started_at,
+        # Without an offset in the object, PS3.5 6.2 DA/TM are local time: the machine's zone.
+        started_at=job.started_at.astimezone(),
         findings=findings.text,
         impression=findings.impression,
         history=findings.history,

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
+
+import celery.platforms
 
 from dicom_node.config import Settings
 from dicom_node.db import Database
@@ -22,6 +25,8 @@ def work(settings: Settings, database: Database, broker_url: str, queue: Queue) 
     ModelUnavailable
         The configured model can't be loaded (queue ``gpu``).
     """
+    # Messages are JSON: nothing in them can run code, whoever we are.
+    warnings.filterwarnings("ignore", category=celery.platforms.SecurityWarning)
     host = ModelHost(settings.model) if queue == "gpu" else None
     name = process_name(queue)
     app = make_app(broker_url)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
     from dicom_node.status import Problem, Status
     from dicom_node.studies import Study
 
-console = Console(highlight=False)
+#: In a pipe there is no width to keep to, and a UID broken in two can't be found by grep.
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 400)
 
 
 def show(headings: Sequence[str], rows: Iterable[Sequence[object]], title: str = "") -> None:

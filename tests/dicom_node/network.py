@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -115,7 +116,7 @@ def send_raw(
     request.DataSet = BytesIO(data_set)
     association._reactor_checkpoint.clear()  # as pynetdicom's own send_c_store does
     while not association._is_paused:
-        pass
+        time.sleep(0.0001)
     association.dimse.send_msg(request, context_id)
     _, answer = association.dimse.get_msg(block=True)
     association._reactor_checkpoint.set()

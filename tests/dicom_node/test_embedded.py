@@ -56,6 +56,21 @@ def running(*servers: Postgres | Valkey) -> Iterator[None]:
         supervisor.stop()
 
 
+@contextmanager
+def resumed_later(process: psutil.Process) -> Iterator[threading.Event]:
+    """Let a suspended process go on after a second; the event is set just before."""
+    resumed = threading.Event()
+
+    def resume() -> None:
+        resumed.set()
+        process.resume()
+
+    timer = threading.Timer(1.0, resume)
+    timer.start()
+    yield resumed
+    timer.join()
+
+
 def connect(postgres: Postgres) -> psycopg.Connection[tuple[object, ...]]:
     return psycopg.connect(postgres.url.replace("+psycopg", ""), autocommit=True)
 
@@ -219,12 +234,9 @@ def test_a_killed_nodes_server_that_is_slow_to_stop_is_waited_for(
         (slow,) = [p for p in psutil.Process(process.pid).children() if server.name in p.name()]
         slow.suspend()
         process.kill()
-    resumed = threading.Event()
-    timer = threading.Timer(1.0, lambda: (resumed.set(), slow.resume()))
-    timer.start()
-    server.prepare()
-    assert resumed.is_set()
-    timer.join()
+    with resumed_later(slow) as resumed:
+        server.prepare()
+        assert resumed.is_set()
 
 
 def test_kill_9_of_postgres_costs_no_committed_row(data: Path) -> None:
@@ -280,6 +292,19 @@ def test_kill_9_during_the_first_start_leaves_nothing_half_made(tmp_path: Path) 
     with running(postgres):
         assert ask(postgres, "SELECT 1") == 1
     assert not (home / "cluster.new").exists()
+
+
+def test_an_initdb_that_outlives_its_killed_node_is_waited_for(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", f"{PREPARE}.prepare()", str(tmp_path)]
+    with subprocess.Popen(command, cwd=REPOSITORY) as process:
+        wait_until((tmp_path / "postgres" / "cluster.new" / "base").exists)
+        (initdb,) = psutil.Process(process.pid).children()
+        initdb.suspend()
+        process.kill()
+    with resumed_later(initdb) as resumed:
+        Postgres(tmp_path).prepare()
+        assert resumed.is_set()
+    assert (tmp_path / "postgres" / "cluster").exists()
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,12 @@ def check(of: Case) -> list[str]:
 def _judge(holds: Point, of: Case) -> bool:
     try:
         return bool(holds(of))
-    except (AttributeError, IndexError, KeyError, ValueError):  # what the point speaks of is not there
+    except (
+        AttributeError,
+        IndexError,
+        KeyError,
+        ValueError,
+    ):  # what the point speaks of is not there
         return False
 
 

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydicom import Dataset
 from pydicom.data import get_charset_files, get_testdata_file
+from pydicom.dataelem import RawDataElement
 from pydicom.sequence import Sequence
 
 from dicom_node.results import source
@@ -84,7 +85,7 @@ def test_an_item_s_own_character_set_goes_with_it() -> None:
     ("declared", "name", "understood"),
     [
         pytest.param("ISO-IR 100", b"D\xf6e^Jane^Quincy", "ISO_IR 100", id="hyphen"),
-        pytest.param("ISO IR 144", b"\xbf\xe0e^Jane^Quincy"[:15], "ISO_IR 144", id="blank"),
+        pytest.param("ISO IR 144", b"\xbf\xe0e^Jane^Quincy", "ISO_IR 144", id="blank"),
         pytest.param("NONSENSE", b"D\xf6e^Jane^Quincy", "ISO_IR 100", id="unknown, Latin-1"),
         pytest.param("NONSENSE", b"\xc3\xb6e^Jane^Quincy", "ISO_IR 192", id="unknown, UTF-8"),
         pytest.param(["ISO_IR 192", "ISO 2022 IR 87"], b"Doe^Jane^Quincy", "ISO_IR 192", id="two"),
@@ -110,7 +111,7 @@ def test_a_character_set_is_trusted_with_what_it_can_write(
 
 @given(
     terms=st.sampled_from([case.values[0] for case in CHARACTER_SETS]),
-    text=st.text("aé–Я咳기ｱ\n", min_size=1).filter(lambda t: t == t.strip()),
+    text=st.text("aé\u2013Я咳기ｱ\n", min_size=1).filter(lambda t: t == t.strip()),
 )
 def test_what_a_character_set_can_write_is_read_again(terms: list[str], text: str) -> None:
     if not source.encodes(terms, text):
@@ -123,7 +124,9 @@ def test_what_a_character_set_can_write_is_read_again(terms: list[str], text: st
 
 
 def test_text_moves_to_utf8_with_its_meaning() -> None:
-    image = header(SpecificCharacterSet=["", "ISO 2022 IR 87"], PatientName="Yamada^Tarou=山田^太郎")
+    image = header(
+        SpecificCharacterSet=["", "ISO 2022 IR 87"], PatientName="Yamada^Tarou=山田^太郎"
+    )
     kept = source.read(source.source_header(image))
     source.to_utf8(kept)
     assert raw(kept, "PatientName") == "Yamada^Tarou=山田^太郎".encode()
@@ -139,9 +142,6 @@ def test_a_sequence_where_a_name_belongs_counts_as_absent() -> None:
 def test_a_broken_sequence_counts_as_absent() -> None:
     image = header()
     elem = image.get_item("ProcedureCodeSequence")
-    image[elem.tag] = elem._replace(value=b"\xfe\xff\x00\xe0\xff\xff\x00\x00ab") if isinstance(
-        elem, pydicom.dataelem.RawDataElement
-    ) else elem
+    assert isinstance(elem, RawDataElement)
+    image[elem.tag] = elem._replace(value=b"\xfe\xff\x00\xe0\xff\xff\x00\x00ab")
     assert "ProcedureCodeSequence" not in source.read(source.source_header(image))
-
-

@@ -20,6 +20,12 @@ from tests.dicom_node.results.samples import (
     second_record,
 )
 
+NODE = "2.25.291139443465637205120626605047963170410"
+MODEL = "2.25.100975697581821466529635332836497419650"
+INSTANCE = "2.25.335926190702513551437180610206722885963"
+SERIES = "2.25.47554204931976240869559315852992390512"
+IMPLEMENTATION = "2.25.91486961980742787314280920526121558178"
+
 
 def test_uids_never_change_between_releases() -> None:
     # A changed derivation would send a second report for every study that is sent again.
@@ -35,8 +41,6 @@ def test_every_derived_uid_is_legal(name: str) -> None:
     uid = uids.node_uid(name)
     assert uid.is_valid
     assert re.fullmatch(r"2\.25\.[1-9]\d{0,38}", uid)  # PS3.5 B.2
-
-
 
 
 @pytest.mark.parametrize(
@@ -83,5 +87,3 @@ def test_names_that_run_together_stay_apart() -> None:
 
 def test_series_instance_and_device_uids_differ_from_each_other() -> None:
     assert len({INSTANCE, SERIES, MODEL, NODE, IMPLEMENTATION}) == 5
-
-

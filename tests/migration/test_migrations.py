@@ -1,0 +1,70 @@
+"""The migrations add up to the tables that the code declares."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+
+from dicom_node import db
+
+
+def differences(url: str) -> list[object]:
+    """What alembic would still change to make the database what the code declares."""
+    engine = sa.create_engine(url, poolclass=sa.NullPool)
+    with engine.connect() as connection:
+        options = {"compare_type": True, "compare_server_default": True}
+        context = MigrationContext.configure(connection, opts=options)
+        return list(compare_metadata(context, db.metadata))
+
+
+def tables(url: str) -> list[str]:
+    engine = sa.create_engine(url, poolclass=sa.NullPool)
+    with engine.connect() as connection:
+        return sorted(sa.inspect(connection).get_table_names())
+
+
+def test_an_upgraded_database_is_what_the_code_declares(database_url: str) -> None:
+    assert differences(database_url) == []
+
+
+def test_the_comparison_would_see_a_column_that_nobody_migrated(database_url: str) -> None:
+    engine = sa.create_engine(database_url, poolclass=sa.NullPool)
+    with engine.begin() as connection:
+        connection.execute(sa.text("ALTER TABLE job DROP COLUMN reason"))
+    (difference,) = differences(database_url)
+    assert isinstance(difference, tuple)
+    assert difference[0] == "add_column"
+
+
+def test_down_to_nothing_and_up_again_ends_at_the_same_tables(database_url: str) -> None:
+    before = tables(database_url)
+    command.downgrade(db._alembic(database_url), "base")
+    assert tables(database_url) == ["alembic_version"]
+    db.upgrade(database_url)
+    assert tables(database_url) == before
+    assert differences(database_url) == []
+
+
+def test_nodes_that_start_together_migrate_once(empty_database_url: str) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        # alembic's context is global to a process: two nodes are two processes.
+        outcomes = list(pool.map(_upgrade_in_a_process, [empty_database_url] * 2))
+    assert outcomes == ["", ""]
+    assert differences(empty_database_url) == []
+    engine = sa.create_engine(empty_database_url, poolclass=sa.NullPool)
+    with engine.connect() as connection:
+        assert len(connection.execute(sa.select(db.installation)).all()) == 1
+
+
+def _upgrade_in_a_process(url: str) -> str:
+    """What it complained about."""
+    import subprocess
+    import sys
+
+    program = "import sys; from dicom_node import db; db.upgrade(sys.argv[1])"
+    command_line = [sys.executable, "-c", program, url]
+    return subprocess.run(command_line, capture_output=True, text=True, check=False).stderr
