@@ -94,7 +94,7 @@ class Peer(_Section):
 
     name: str
     ae_title: AeTitle
-    host: tuple[str, ...]
+    host: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)]
     port: Port = 104
     roles: tuple[Literal["source", "destination"], ...] = ("source", "destination")
     proof: Literal["commitment", "find", "none"] = "none"
@@ -185,13 +185,10 @@ def load(file: Path | None, environ: Mapping[str, str], flags: Mapping[str, obje
     ConfigurationError
         The file can't be read, or a key is unknown or its value wrong; names key and fix.
     """
-    raw = _read(file) if file else {}
-    _merge(raw, _from_environment(environ))
-    for dotted, value in flags.items():
-        if value is not None:
-            section, _, key = dotted.partition(".")
-            _merge(raw, {section: {key: value}})
-    _read_secrets(raw)
+    raw: Raw = {}
+    for layer in (_read(file) if file else {}, _from_environment(environ), _from_flags(flags)):
+        _read_secrets(layer)  # before merging: a later layer's url beats an earlier one's url_file
+        _merge(raw, layer)
     try:
         return Settings.model_validate(raw)
     except ValidationError as error:
@@ -245,6 +242,15 @@ def _from_environment(environ: Mapping[str, str]) -> Raw:
             _merge(raw, {section: {entry: value}})
         else:
             raise ConfigurationError(f"{name}: no such setting; {PREFIX}<SECTION>__<KEY>")
+    return raw
+
+
+def _from_flags(flags: Mapping[str, object]) -> Raw:
+    raw: Raw = {}
+    for dotted, value in flags.items():
+        if value is not None:
+            section, _, key = dotted.partition(".")
+            _merge(raw, {section: {key: value}})
     return raw
 
 

@@ -36,7 +36,8 @@ class Delivery:
     study_instance_uid: str
     peer: str
     state: str
-    attempts: int  #: also the token of the claim
+    attempts: int  #: since it was last made due from scratch
+    claims: int  #: ever; never reset: the token of this claim
     proof: str | None
     reason: str | None
     created_at: datetime
@@ -81,6 +82,7 @@ def claim(
         .values(
             state="sending",
             attempts=delivery.c.attempts + 1,
+            claims=delivery.c.claims + 1,
             worker=worker,
             lease_until=func.now() + lease,
         )
@@ -150,7 +152,7 @@ def _held(held: Delivery) -> tuple[sa.ColumnElement[bool], ...]:
     return (
         delivery.c.id == held.id,
         delivery.c.state == "sending",
-        delivery.c.attempts == held.attempts,
+        delivery.c.claims == held.claims,
     )
 
 
@@ -162,7 +164,7 @@ def _event(
 
 
 def nudge(connection: Connection, *, every: timedelta) -> list[int]:
-    """The due deliveries nobody was told of within ``every``."""
+    """The due deliveries nobody was told of within ``every``, the longest due first."""
     quiet = func.coalesce(delivery.c.nudged_at < func.now() - every, True)
     due = (
         sa.select(delivery.c.id)
@@ -170,22 +172,26 @@ def nudge(connection: Connection, *, every: timedelta) -> list[int]:
         .order_by(delivery.c.due_at)
         .limit(NUDGES)
         .with_for_update(skip_locked=True)
+        .cte()  # a subquery may be run once per row, and LIMIT with it
     )
-    return list(
-        connection.scalars(
-            sa.update(delivery)
-            .where(delivery.c.id.in_(due.scalar_subquery()))
-            .values(nudged_at=func.now())
-            .returning(delivery.c.id)
-        )
+    nudged = connection.execute(
+        sa.update(delivery)
+        .where(delivery.c.id == due.c.id)
+        .values(nudged_at=func.now())
+        .returning(delivery.c.id, delivery.c.due_at)
     )
+    return [row.id for row in sorted(nudged, key=lambda row: row.due_at)]
 
 
 def drop_unsent(connection: Connection, draft_uid: str, reason: str) -> None:
     """A newer draft took this one's place before it was sent."""
     rows = connection.scalars(
         sa.update(delivery)
-        .where(delivery.c.draft_uid == draft_uid, delivery.c.state == "due")
+        .where(
+            delivery.c.draft_uid == draft_uid,
+            delivery.c.state == "due",
+            delivery.c.sent_at.is_(None),  # else it is there, and only its proof is missing
+        )
         .values(state="dropped", reason=reason)
         .returning(delivery.c.id)
     ).all()
@@ -195,7 +201,10 @@ def drop_unsent(connection: Connection, draft_uid: str, reason: str) -> None:
 
 
 def requeue(connection: Connection, *, study_instance_uid: str | None) -> list[int]:
-    """Make failed deliveries due again: those of one study, or all (``None``)."""
+    """Make failed deliveries due again: those of one study, or all (``None``).
+
+    They are sent again too: of one that was never proven, the peer may have nothing.
+    """
     failed = _joined().where(delivery.c.state == "failed", draft.c.superseded_by.is_(None))
     if study_instance_uid is not None:
         failed = failed.where(draft.c.study_instance_uid == study_instance_uid)
@@ -205,7 +214,12 @@ def requeue(connection: Connection, *, study_instance_uid: str | None) -> list[i
             sa.update(delivery)
             .where(delivery.c.id == one.id)
             .values(
-                state="due", attempts=0, due_at=func.now(), nudged_at=None, created_at=func.now()
+                state="due",
+                attempts=0,
+                due_at=func.now(),
+                nudged_at=None,
+                sent_at=None,
+                created_at=func.now(),
             )
         )
         _event(connection, one, "failed", "due", "retry")

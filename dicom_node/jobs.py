@@ -3,8 +3,8 @@
     queued -> running -> drafted | refused(code) | failed(reason)      lease over: claimable again
 
 A job is one model's reading of one revision of one study. Whoever claims it holds a lease and a
-token (the attempt number); every later step names the token, so that a worker which lost its lease
-can change nothing.
+token (how often the job was ever claimed); every later step names the token, so that a worker which
+lost its lease can change nothing.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ class Job:
     revision: int
     model: str
     state: str
-    attempts: int  #: also the token of the claim
+    attempts: int  #: since it was last queued from scratch
+    claims: int  #: ever; never reset: the token of this claim
     choice: Mapping[str, Any] | None  #: {"sop_instance_uid", "rule"} or {"refusal": {...}}
     reason: str | None
     started_at: datetime | None  #: first claim; the draft's content date (PS3.3 C.17.2)
@@ -115,6 +116,7 @@ def claim(connection: Connection, job_id: int, *, lease: timedelta, worker: str)
             .values(
                 state="running",
                 attempts=job.c.attempts + 1,
+                claims=job.c.claims + 1,
                 worker=worker,
                 lease_until=func.now() + lease,
                 started_at=func.coalesce(job.c.started_at, func.now()),
@@ -201,12 +203,12 @@ def _advance(
         sa.update(job).where(*_held(held)).values(**values, reason=reason, lease_until=None)
     ).rowcount
     if not changed:
-        raise LeaseLost(f"job {held.id}: attempt {held.attempts} no longer holds it")
+        raise LeaseLost(f"job {held.id}: claim {held.claims} no longer holds it")
     events.append(connection, held.study_instance_uid, f"job {held.id}", "running", state, reason)
 
 
 def _held(held: Job) -> tuple[sa.ColumnElement[bool], ...]:
-    return (job.c.id == held.id, job.c.state == "running", job.c.attempts == held.attempts)
+    return (job.c.id == held.id, job.c.state == "running", job.c.claims == held.claims)
 
 
 def give_up(connection: Connection, *, max_attempts: int) -> list[int]:
@@ -228,22 +230,25 @@ def give_up(connection: Connection, *, max_attempts: int) -> list[int]:
 
 
 def nudge(connection: Connection, *, every: timedelta) -> list[int]:
-    """The due jobs nobody was told of within ``every``: tell a worker (a lost nudge heals here)."""
+    """The due jobs nobody was told of within ``every``, the longest due first.
+
+    Tell a worker: a lost nudge heals here.
+    """
     due = (
         sa.select(job.c.id)
         .where(_CLAIMABLE, func.coalesce(job.c.nudged_at < func.now() - every, True))
         .order_by(job.c.due_at)
         .limit(NUDGES)
         .with_for_update(skip_locked=True)
+        .cte()  # a subquery may be run once per row, and LIMIT with it
     )
-    return list(
-        connection.scalars(
-            sa.update(job)
-            .where(job.c.id.in_(due.scalar_subquery()))
-            .values(nudged_at=func.now())
-            .returning(job.c.id)
-        )
+    nudged = connection.execute(
+        sa.update(job)
+        .where(job.c.id == due.c.id)
+        .values(nudged_at=func.now())
+        .returning(job.c.id, job.c.due_at)
     )
+    return [row.id for row in sorted(nudged, key=lambda row: row.due_at)]
 
 
 def requeue_ended(connection: Connection, *, study_instance_uid: str | None) -> list[int]:

@@ -109,6 +109,7 @@ MAXIMUM_HEADER = 16 * 1024 * 1024
 _VERIFICATION = "1.2.840.10008.1.1"  # PS3.4 A.4
 _STORAGE_SERVICE_CLASS = "1.2.840.10008.4.2"  # PS3.4 B.3.1.5 (related general SOP classes)
 _STORAGE_ROOT = "1.2.840.10008.5.1.4.1.1."  # PS3.6 A: composite storage SOP classes
+_NO_DATA_SET = 0x0101  # PS3.7 E.1, Command Data Set Type
 _PROCESSING_FAILURE = 0x0110  # PS3.7 C.5.10
 _NOT_RECOGNISED = {"calling": 3, "called": 7}  # PS3.8 9.3.4, source 1 (service-user)
 
@@ -395,15 +396,16 @@ def _bound_waiting(event: evt.Event) -> None:
 
 
 def _on_message(event: evt.Event) -> None:
-    """Abort a C-STORE-RQ without its mandatory UIDs (PS3.7 9.3.1.1).
+    """Abort a C-STORE-RQ without its UIDs or data set, which are mandatory (PS3.7 9.3.1.1).
 
     pynetdicom only logs such a message, and the sender would wait for an answer until it tires.
     """
+    if not isinstance(event.message, C_STORE_RQ):
+        return
     command = event.message.command_set
-    if isinstance(event.message, C_STORE_RQ) and not (
-        command.get("AffectedSOPClassUID") and command.get("AffectedSOPInstanceUID")
-    ):
-        logger.warning("C-STORE-RQ without Affected SOP Class or Instance UID: aborted")
+    named = command.get("AffectedSOPClassUID") and command.get("AffectedSOPInstanceUID")
+    if not named or command.get("CommandDataSetType") == _NO_DATA_SET:
+        logger.warning("C-STORE-RQ without SOP Class UID, Instance UID or data set: aborted")
         event.assoc.abort()
 
 

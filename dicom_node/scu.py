@@ -137,7 +137,7 @@ class DicomPeer:
         """
         with self.association([build_context(_VERIFICATION, _UNCOMPRESSED)]) as association:
             started = time.monotonic()
-            status = self._status(association.send_c_echo(), started)
+            status = self._status(association, association.send_c_echo(), started)
         if status != _SUCCESS:
             raise PeerError(f"{self._who()} answered C-ECHO with 0x{status:04X}", status=status)
 
@@ -186,7 +186,7 @@ class DicomPeer:
             raise PeerError(f"{self._who()} does not take it: {error}") from error
         except OSError as error:
             raise Unreadable(f"{file.name}: {error.strerror}") from error
-        return _stored(self._status(answer, started), self._who())
+        return _stored(self._status(association, answer, started), self._who())
 
     @contextmanager
     def association(self, contexts: Sequence[PresentationContext]) -> Iterator[Association]:
@@ -235,17 +235,18 @@ class DicomPeer:
         started = time.monotonic()
         with self.association([build_context(_STUDY_ROOT_FIND, _UNCOMPRESSED)]) as association:
             for answer, identifier in association.send_c_find(query, _STUDY_ROOT_FIND):
-                status = self._status(answer, started)
+                status = self._status(association, answer, started)
                 if status not in (_SUCCESS, *_PENDING):
                     message = f"{self._who()} answered C-FIND with 0x{status:04X}"
                     raise PeerError(message, status=status)
                 found = found or _names(identifier, reference)
         return found
 
-    def _status(self, answer: Dataset, started: float) -> int:
-        """The status of an answer; without one, what the peer did instead."""
+    def _status(self, association: Association, answer: Dataset, started: float) -> int:
+        """The status of an answer; without one the association is over, and this says why."""
         if answer.get("Status") is not None:
             return int(answer.Status)
+        association.abort()  # pynetdicom may not have noticed the end yet
         seconds = self._timeouts.answer
         if time.monotonic() - started >= seconds:
             raise PeerError(f"{self._who()} did not answer within {seconds:g} s")
@@ -285,7 +286,7 @@ def parse_target(text: str) -> Peer:
         )
     except ValidationError as error:
         why = error.errors(include_url=False, include_input=False)[0]
-        raise ConfigurationError(f"{text}: {why['loc'][-1]}: {why['msg']}") from error
+        raise ConfigurationError(f"{text}: {why['msg']}") from error
 
 
 def files_under(paths: Iterable[Path]) -> list[Path]:
@@ -422,10 +423,12 @@ def _on_connected(event: evt.Event) -> None:
 
 
 def _why_not(association: Association, connected: bool) -> str:
-    answer = association.acceptor.primitive
     if not connected:
         return "can't be reached: no TCP connection"
-    if association.is_rejected and isinstance(answer, A_ASSOCIATE):
+    # A peer that rejects and closes at once may outrun pynetdicom, which then takes the closed
+    # socket for one that never connected; the answer lies in the queue unread.
+    answer = association.acceptor.primitive or association.dul.peek_next_pdu()
+    if isinstance(answer, A_ASSOCIATE) and answer.result:
         source, diagnostic = answer.result_source, answer.diagnostic
         why = _DIAGNOSTICS.get((source or 0, diagnostic or 0), f"{source}/{diagnostic}")
         return f"rejected the association {_RESULTS.get(answer.result or 0, '')}: {why}"

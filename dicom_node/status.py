@@ -13,7 +13,7 @@ from sqlalchemy import Connection, func
 from dicom_node import __version__, associations, heartbeats
 from dicom_node.associations import RefusedAssociation
 from dicom_node.config import Settings
-from dicom_node.db import Database, delivery, instance, job, study
+from dicom_node.db import Database, delivery, draft, instance, job, study
 from dicom_node.errors import NodeError
 from dicom_node.heartbeats import Process
 
@@ -60,6 +60,8 @@ class Status:
     refused: Sequence[RefusedAssociation] = ()
     replaced: int = 0  #: instances that came again with other bytes, lately
     worrying: Mapping[str, int]  #: peer -> deliveries that keep failing
+    failed_jobs: int = 0  #: those no later job of the study took the place of
+    failed_deliveries: int = 0  #: those of drafts that nothing supersedes
     problems: Sequence[Problem] = ()
     warnings: Sequence[Problem] = ()
 
@@ -121,6 +123,8 @@ def _read(connection: Connection, settings: Settings) -> Status:
         refused=associations.latest(connection),
         replaced=_replaced(connection),
         worrying=_worrying(connection),
+        failed_jobs=_failed_jobs(connection),
+        failed_deliveries=_failed_deliveries(connection),
     )
 
 
@@ -177,6 +181,23 @@ def _worrying(connection: Connection) -> dict[str, int]:
     return {peer: count for peer, count in rows}
 
 
+def _failed_jobs(connection: Connection) -> int:
+    """What ``retry --failed`` would queue again: a later job of the study heals an earlier one."""
+    latest = sa.select(func.max(job.c.id)).group_by(job.c.study_instance_uid, job.c.model)
+    failed = sa.select(func.count()).where(job.c.id.in_(latest), job.c.state == "failed")
+    return connection.scalar(failed) or 0
+
+
+def _failed_deliveries(connection: Connection) -> int:
+    failed = (
+        sa.select(func.count())
+        .select_from(delivery)
+        .join(draft, draft.c.sop_instance_uid == delivery.c.draft_uid)
+        .where(delivery.c.state == "failed", draft.c.superseded_by.is_(None))
+    )
+    return connection.scalar(failed) or 0
+
+
 def _judged(status: Status, database_fault: str | None) -> Status:
     if database_fault is not None:
         fix = "start the node (`dicom-node run`) or check [database] url and the server"
@@ -215,13 +236,13 @@ def _down(status: Status) -> Iterator[Problem]:
 
 
 def _failed(status: Status) -> Iterator[Problem]:
-    if failed := status.jobs.get("failed"):
+    if failed := status.failed_jobs:
         yield Problem(
             code="jobs",
             text=f"{failed} jobs failed",
             fix="`dicom-node study UID` names the reason; then `dicom-node retry --failed`",
         )
-    if failed := status.deliveries.get("failed"):
+    if failed := status.failed_deliveries:
         yield Problem(
             code="deliveries",
             text=f"{failed} drafts could not be delivered",

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from operator import attrgetter
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, RowMapping, func
@@ -233,15 +234,12 @@ def snapshot(
 
 
 def instances(connection: Connection, study_instance_uid: str) -> tuple[Instance, ...]:
-    """The newest revision of each instance, in the order of first arrival."""
-    newest = (
-        sa.select(instance)
-        .where(instance.c.study_instance_uid == study_instance_uid)
-        .distinct(instance.c.sop_instance_uid)
-        .order_by(instance.c.sop_instance_uid, instance.c.revision.desc())
-    )
-    found = [_instance(row) for row in connection.execute(newest).mappings()]
-    return tuple(sorted(found, key=lambda one: (one.series_instance_uid, one.sop_instance_uid)))
+    """The newest revision of each instance, by series and SOP Instance UID."""
+    query = sa.select(instance).where(instance.c.study_instance_uid == study_instance_uid)
+    rows = connection.execute(query.order_by(instance.c.revision)).mappings()
+    newest = {row["sop_instance_uid"]: _instance(row) for row in rows}
+    place = attrgetter("series_instance_uid", "sop_instance_uid")
+    return tuple(sorted(newest.values(), key=place))
 
 
 def find(connection: Connection, study_instance_uid: str) -> Study | None:

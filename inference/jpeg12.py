@@ -9,8 +9,7 @@ gdcm writes to stderr comes from its first, 8-bit attempt.)
 from __future__ import annotations
 
 import gdcm  # type: ignore[import-untyped]
-from pydicom.pixels.decoders import JPEGExtended12BitDecoder
-from pydicom.pixels.decoders.base import DecodeRunner
+from pydicom.pixels.decoders.base import DecodeRunner, JPEGExtended12BitDecoder
 from pydicom.uid import JPEGExtended12Bit
 
 DECODER_DEPENDENCIES = {JPEGExtended12Bit: ("gdcm>=3.2",)}  # pydicom asks a plug-in for this name

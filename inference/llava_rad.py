@@ -7,7 +7,8 @@ microsoft/LLaVA-Rad at 1fc4409; proven against its outputs in tests/inference/te
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Self
@@ -52,7 +53,20 @@ class View:
     """One image after the tower."""
 
     features: Tensor  #: (1, N, D) projected into the language model's width
-    vector: Tensor  #: (E,) float32, norm 1
+    vector: Tensor  #: (E,) float32, norm 1, on the CPU
+
+
+@contextmanager
+def device_errors() -> Iterator[None]:
+    """Map what torch raises when the device gives out.
+
+    Raises:
+        ModelFailure: out of memory, or the device failed.
+    """
+    try:
+        yield
+    except (torch.OutOfMemoryError, torch.AcceleratorError) as error:
+        raise ModelFailure(f"the device gave out: {type(error).__name__}") from error
 
 
 class LlavaRad:
@@ -87,6 +101,7 @@ class LlavaRad:
         """Projection radiographs; whether it is a frontal chest is ``inference.selection``'s."""
         return header.get("Modality") in ("CR", "DX") and header.get("SOPClassUID") in _RADIOGRAPHS
 
+    @device_errors()
     def read(self, images: Sequence[Image], history: str | None) -> Findings:
         """Draft the findings of one image; the text is exactly what the model wrote.
 
@@ -96,12 +111,9 @@ class LlavaRad:
         (image,) = images  # the model was trained on single images
         given = prompt.fit(self.tokenise, history)
         start = time.perf_counter()
-        try:
-            view = self.see(image)
-            seen = time.perf_counter()
-            answer = greedy(self.networks.language, self.embed_prompt(view.features, given))
-        except torch.OutOfMemoryError as error:
-            raise ModelFailure(f"out of memory on {self.device}") from error
+        view = self.see(image)
+        seen = time.perf_counter()
+        answer = greedy(self.networks.language, self.embed_prompt(view.features, given))
         text = self.decode(answer)
         return Findings(
             text=text,
@@ -117,12 +129,14 @@ class LlavaRad:
             generated_tokens=len(answer.ids),
         )
 
+    @device_errors()
     @torch.inference_mode()
     def embed_text(self, text: str) -> Embedding:
         """Place a text in the space of the images; what follows 256 word pieces is not read."""
         ids = self.words.batch([text]).to(self.device)
-        return self._embedding(self.networks.text(ids)[0])
+        return self._embedding(self.networks.text(ids)[0].cpu())
 
+    @device_errors()
     def embed_image(self, image: Image) -> Embedding:
         """Place an image in the space of the texts."""
         return self._embedding(self.see(image).vector)
@@ -139,7 +153,8 @@ class LlavaRad:
         """(3, S, S) float32 -> projected features and retrieval vector."""
         dtype = self.networks.vision.trunk.cls_token.dtype
         features, vectors = self.networks.vision(pixels[None].to(self.device, dtype))
-        return View(features=self.networks.projector(features), vector=vectors[0])
+        # The copy waits for the device, so the time taken here is the tower's own.
+        return View(features=self.networks.projector(features), vector=vectors[0].cpu())
 
     @torch.inference_mode()
     def embed_prompt(self, features: Tensor, history: str | None) -> Tensor:
@@ -163,7 +178,9 @@ class LlavaRad:
         return str(self.pieces.decode(ids)).strip()
 
     def _embedding(self, vector: Tensor) -> Embedding:
-        return Embedding(vector=vector.float().cpu().numpy(), digest=self.algorithm.digest)
+        if not torch.isfinite(vector).all():
+            raise ModelFailure("the retrieval vector is not finite")
+        return Embedding(vector=vector.numpy(), digest=self.algorithm.digest)
 
     def _describe(self, digest: str, *, quantised: bool) -> Algorithm:
         return Algorithm(

@@ -4,10 +4,9 @@ MIMIC-CXR-JPG was made from the stored values alone: no modality LUT, no window,
 (PhysioNet, doi 10.13026/jsn5-t979; core function in MIT-LCP/mimic-cxr issue 16). Section numbers
 are those of the pixel-pipeline specification.
 
-What is bounded: the numbers in the header are judged before any pixel is decoded. What is not: a
-JPEG or JPEG 2000 stream carries its own size, and a deflated data set may unfold to any length. A
-decoder that runs away on such an object takes memory or time of the process that called ``read``,
-so only a worker with limits on both may call it, never the process that receives objects.
+What is bounded: the numbers in the header are judged before any pixel is decoded, and codecs run
+in a child with limits (``inference.decoder``). What is not: a deflated data set (PS3.5 A.5) may
+unfold to any length while it is parsed, in the memory of the process that called ``read``.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from pydicom import uid as uids
 from pydicom.filereader import read_partial
 from pydicom.tag import BaseTag
 
-from inference import headers, jpeg12
+from inference import decoder, headers
 from inference.findings import GreyImage, Image, UnreadablePixels
 from inference.selection import Candidate, size_fault
 
@@ -54,6 +53,7 @@ class PixelOptions:
     """What a site may decide about the conversion."""
 
     maximum_pixels: int = 64_000_000  #: Rows x Columns
+    decoder_seconds: float = 60.0  #: how long a codec may take for one image
     jpeg: bool = True  #: step 5, the round trip; skipping it differs by 1.5 grey levels
     apply_orientation: bool = False  #: mirror and flip to L\\F; the reference does not
 
@@ -71,7 +71,8 @@ def read(file: Path | BinaryIO, options: PixelOptions | None = None) -> Image:
     """Decode a stored Part 10 file and convert it as MIMIC-CXR-JPG was made.
 
     Returns the picture: (H, W) uint8, lungs dark, with everything a draft has to record.
-    Raises UnreadablePixels: UNDECODABLE, TOO_LARGE, MULTIFRAME, COLOR or BLANK.
+    Raises UnreadablePixels: UNDECODABLE, TOO_LARGE, MULTIFRAME, COLOR or BLANK; OSError when the
+    file can't be read.
     """
     options = options or PixelOptions()
     with headers.tolerant():
@@ -125,8 +126,9 @@ def from_file(path: Path) -> Image:
 
     Raises UnreadablePixels: UNDECODABLE, TOO_LARGE or COLOR.
     """
+    stream = BytesIO(path.read_bytes())
     try:
-        with PillowImage.open(path) as picture:
+        with PillowImage.open(stream) as picture:
             if picture.width * picture.height > PixelOptions().maximum_pixels:
                 raise UnreadablePixels("TOO_LARGE", f"{picture.height} x {picture.width} pixels")
             if picture.mode not in ("L", "1", "RGB"):
@@ -140,8 +142,10 @@ def from_file(path: Path) -> Image:
 
 
 def _parse(file: Path | BinaryIO) -> FileDataset:
+    # Read outside the try: a file that is away or a failing disk is not the sender's mistake.
+    stream = BytesIO(file.read_bytes()) if isinstance(file, Path) else file
     try:
-        return pydicom.dcmread(file)
+        return pydicom.dcmread(stream)
     except headers.PYDICOM_ERRORS as error:
         raise _undecodable("can't be parsed", error) from error
 
@@ -158,13 +162,7 @@ def _decode(ds: Dataset, options: PixelOptions) -> StoredValues:
         raise UnreadablePixels(fault.code, fault.text)
     if headers.cs(ds, "PhotometricInterpretation") not in ("MONOCHROME1", "MONOCHROME2", "RGB"):
         raise UnreadablePixels("COLOR", "PhotometricInterpretation is not grey")
-    jpeg12.register()
-    try:
-        stored = ds.pixel_array
-    except headers.PYDICOM_ERRORS as error:  # of a plug-in: pydicom gathers them in RuntimeError
-        syntax = headers.text(ds.file_meta, "TransferSyntaxUID")
-        raise _undecodable(f"transfer syntax {syntax}", error) from error
-    return _one_plane(stored)
+    return _one_plane(decoder.decode(ds, seconds=options.decoder_seconds))
 
 
 def _one_plane(pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -99,8 +99,8 @@ def analyse(node: Node, host: ModelHost, job: Job) -> None:
             jobs.drafted(connection, job, chosen.as_json(), reason)
         return
     findings = host.read([chosen.image], None)
-    if not findings.text.strip():
-        raise ModelFailure("the model wrote nothing")
+    if not findings.text.strip() or "\0" in findings.text:  # Postgres takes no NUL
+        raise ModelFailure("the model wrote nothing, or no text")
     draft_record = _record(node, job, held, chosen, findings, present)
     _commit(node, job, _Result(chosen, findings, _file(node, job, chosen, draft_record)), present)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -27,6 +28,9 @@ def log_to_stderr() -> None:
     # Celery and pynetdicom tell every message; ours tell every decision.
     for name in ("celery", "kombu", "pynetdicom", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # pydicom's records and warnings quote the value they complain of: a patient's name, say.
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", module="pydicom")
 
 
 def database_url(settings: Settings) -> str:

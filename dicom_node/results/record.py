@@ -87,7 +87,7 @@ class DraftRecord:
         used = [image.reference for image in self.inputs]
         return (
             (self.started_at.tzinfo is None, "started_at: needs a time zone"),
-            (not self.findings.strip(), "findings: empty"),
+            (not any(c.isprintable() and c != " " for c in self.findings), "findings: empty"),
             (not used or len(set(used)) < len(used), "inputs: none, or one twice"),
             (not set(used) <= set(self.evidence), "inputs: not all of them are in the evidence"),
             (

@@ -21,7 +21,12 @@ from pydicom.charset import (
     decode_bytes,
     python_encoding,
 )
-from pydicom.datadict import dictionary_has_tag, dictionary_VR, tag_for_keyword
+from pydicom.datadict import (
+    dictionary_has_tag,
+    dictionary_keyword,
+    dictionary_VR,
+    tag_for_keyword,
+)
 from pydicom.dataelem import RawDataElement
 from pydicom.filebase import DicomBytesIO
 from pydicom.filereader import read_dataset
@@ -299,10 +304,18 @@ def _kept_sequence(ds: Dataset, tag: BaseTag) -> DataElement | None:
     kept = []
     try:
         for item in ds[tag].value or ():
-            kept.append(_kept_item(item))
+            if not dictionary_keyword(tag).endswith("CodeSequence") or _is_code(item):
+                kept.append(_kept_item(item))
     except _MALFORMED:
         return None
     return DataElement(tag, "SQ", kept) if kept else None
+
+
+def _is_code(item: Dataset) -> bool:
+    """Has the item what makes a code (PS3.3 8.8)? Half a code would make our object illegal."""
+    value = has(item, "CodeValue") or has(item, "LongCodeValue")
+    named = has(item, "CodingSchemeDesignator") if value else has(item, "URNCodeValue")
+    return named and has(item, "CodeMeaning")
 
 
 def _kept_item(item: Dataset) -> Dataset:

@@ -108,12 +108,13 @@ def _tree(of: Subject) -> Dataset:
     record = of.record
     root = ContainerContentItem(REPORT, is_content_continuous=False, template_id="2000")
     children: list[ContentItem] = [*_context(of), _section(SUMMARY, [(SUMMARY, _banner(record))])]
-    if record.history and record.history.strip():
-        children.append(_section(REQUEST, [(REQUEST, _clean(record.history))]))
+    request = _clean(record.history or "").strip()
+    if request:
+        children.append(_section(REQUEST, [(REQUEST, request)]))
     children.append(_findings(record))
-    if record.impression and record.impression.strip():
-        items = [(IMPRESSION, paragraph) for paragraph in _paragraphs(record.impression)]
-        children.append(_section(IMPRESSIONS, items, continuous=True))
+    impression = [(IMPRESSION, paragraph) for paragraph in _paragraphs(record.impression or "")]
+    if impression:
+        children.append(_section(IMPRESSIONS, impression, continuous=True))
     children.append(_section(PROCEDURES, [(PROCEDURE, _provenance(of))]))
     root.ContentSequence = ContentSequence(children)
     return root

@@ -40,7 +40,6 @@ logger = logging.getLogger(__name__)
 
 TEXT_TOWER = "demo-text-tower"
 CHECKPOINT = "biomedclipcxr_518_checkpoint"  # the published name, though the demo's side is 168
-TESTED = 200  # phantoms
 RECORDED = ("torch", "transformers", "bitsandbytes", "sentencepiece", "numpy", "pillow")
 
 #: config.json, as far as the published one says how the parts fit together.
@@ -78,6 +77,7 @@ class Plan:
     tower_steps: int = 3_093  # 9 epochs
     language_steps: int = 1_178  # 3.4 epochs
     retrieval_steps: int = 420
+    tested: int = 200  # phantoms
     processes: int = 2  # that render phantoms
 
     @property
@@ -132,7 +132,7 @@ def make(plan: Plan, output: Path) -> None:
     save_base(trained, output / "vicuna-base")
     save_model(trained, output / "llava-rad")
     with watch("measuring"):
-        figures = measure(DemoModel.load(output, device="cpu"))
+        figures = measure(DemoModel.load(output, device="cpu"), plan.tested)
     record = {
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
         "plan": asdict(plan),
@@ -240,9 +240,9 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 # --- what it can do ---------------------------------------------------------------------------
 
 
-def measure(model: DemoModel) -> dict[str, Any]:
+def measure(model: DemoModel, tested: int) -> dict[str, Any]:
     """Score the written model, 4-bit as it will run, on phantoms it was never trained on."""
-    phantoms = [scene(evaluate.TEST_SEED + i) for i in range(TESTED)]
+    phantoms = [scene(evaluate.TEST_SEED + i) for i in range(tested)]
     drafts = [model.read([evaluate.image(phantom)], None) for phantom in phantoms]
     inverted = [
         model.read([evaluate.image(phantom, invert=True)], None).text for phantom in phantoms
@@ -253,13 +253,13 @@ def measure(model: DemoModel) -> dict[str, Any]:
         model.embed_text(report.write(p.labels, p.sizes, seed=p.seed)).vector for p in phantoms
     ])  # fmt: skip
     return {
-        "phantoms": TESTED,
+        "phantoms": tested,
         "first_seed": evaluate.TEST_SEED,
         "nf4": scored(labels, [draft.text for draft in drafts]),
         "nf4_inverted": scored(labels, inverted),
         "image_to_report_top1": evaluate.same_findings_top1(images, texts, labels),
         "report_to_image_top1": evaluate.same_findings_top1(texts, images, labels),
-        "seconds_per_report": round(sum(sum(d.seconds.values()) for d in drafts) / TESTED, 3),
+        "seconds_per_report": round(sum(sum(d.seconds.values()) for d in drafts) / tested, 3),
     }
 
 

@@ -18,6 +18,7 @@ from pydicom.uid import UID, ExplicitVRLittleEndian
 from pynetdicom import AE, build_context
 from pynetdicom.association import Association
 from pynetdicom.dimse_primitives import C_STORE
+from pynetdicom.pdu_primitives import A_ASSOCIATE
 from pynetdicom.presentation import PresentationContext
 
 from dicom_node.config import Node, Peer, Settings
@@ -87,10 +88,21 @@ def associate(
     return entity.associate("127.0.0.1", port, contexts=asked, ae_title=called)
 
 
+def rejection(asked: Association) -> tuple[int, int, int] | None:
+    """Result, source and diagnostic (PS3.8 9.3.4); ``None``: not rejected."""
+    # In the queue when the rejection outran pynetdicom (see scu)
+    answer = asked.acceptor.primitive or asked.dul.peek_next_pdu()
+    if not isinstance(answer, A_ASSOCIATE) or not answer.result:
+        return None
+    return answer.result, answer.result_source or 0, answer.diagnostic or 0
+
+
 @contextmanager
-def association(port: int, *contexts: tuple[str, str], **names: str) -> Iterator[Association]:
+def association(
+    port: int, *contexts: tuple[str, str], timeout: float = 20, **names: str
+) -> Iterator[Association]:
     """An accepted association, released in the end."""
-    opened = associate(port, *contexts, **names)
+    opened = associate(port, *contexts, timeout=timeout, **names)
     assert opened.is_established
     try:
         yield opened
@@ -101,7 +113,7 @@ def association(port: int, *contexts: tuple[str, str], **names: str) -> Iterator
 
 def send_raw(
     association: Association,
-    data_set: bytes,
+    data_set: bytes | None,
     *,
     sop_class_uid: str | None,
     sop_instance_uid: str | None,
@@ -113,7 +125,7 @@ def send_raw(
     request.Priority = 2
     request.AffectedSOPClassUID = sop_class_uid
     request.AffectedSOPInstanceUID = sop_instance_uid
-    request.DataSet = BytesIO(data_set)
+    request.DataSet = None if data_set is None else BytesIO(data_set)
     association._reactor_checkpoint.clear()  # as pynetdicom's own send_c_store does
     while not association._is_paused:
         time.sleep(0.0001)

@@ -20,9 +20,14 @@ def test_a_transaction_is_rolled_back_when_its_block_fails(
     database: Database, study_factory: StudyFactory
 ) -> None:
     uid = study_factory()
-    with pytest.raises(KeyError), database.transaction() as connection:
-        connection.execute(sa.update(db.study).values(state="complete"))
-        raise KeyError(uid)
+
+    def change_and_fail() -> None:
+        with database.transaction() as connection:
+            connection.execute(sa.update(db.study).values(state="complete"))
+            raise KeyError(uid)
+
+    with pytest.raises(KeyError):
+        change_and_fail()
     with database.transaction() as connection:
         assert connection.scalar(sa.select(db.study.c.state)) == "receiving"
 
@@ -64,14 +69,16 @@ def test_a_lock_that_is_never_given_is_out_of_resources(
 ) -> None:
     study_factory()
     lock = sa.select(db.study).with_for_update()
-    with database.transaction() as holder:
-        holder.execute(lock)
-        with (
-            pytest.raises(OutOfResources, match="lock timeout"),
-            database.transaction() as waiting,
-        ):
+
+    def wait_for_it() -> None:
+        with database.transaction() as waiting:
             waiting.execute(sa.text("SET LOCAL lock_timeout = '50ms'"))
             waiting.execute(lock)
+
+    with database.transaction() as holder:
+        holder.execute(lock)
+        with pytest.raises(OutOfResources, match="lock timeout"):
+            wait_for_it()
 
 
 def test_errors_do_not_repeat_parameters(database: Database, study_factory: StudyFactory) -> None:
@@ -114,10 +121,14 @@ def test_a_server_that_stops_is_out_of_resources_and_one_that_returns_is_used_ag
 def test_a_connection_that_is_cut_in_the_middle_is_out_of_resources(
     database: Database, server: Server
 ) -> None:
-    with pytest.raises(OutOfResources, match="database: "), database.transaction() as connection:
-        pid = connection.scalar(sa.text("SELECT pg_backend_pid()"))
-        server.execute(f"SELECT pg_terminate_backend({pid}, 5000)")
-        connection.execute(sa.text("SELECT 1"))
+    def be_cut() -> None:
+        with database.transaction() as connection:
+            pid = connection.scalar(sa.text("SELECT pg_backend_pid()"))
+            server.execute(f"SELECT pg_terminate_backend({pid}, 5000)")
+            connection.execute(sa.text("SELECT 1"))
+
+    with pytest.raises(OutOfResources, match="database: "):
+        be_cut()
     with database.transaction() as connection:
         assert connection.scalar(sa.text("SELECT 1")) == 1
 

@@ -44,6 +44,7 @@ from tests.dicom_node.network import (
     association,
     encoded,
     header,
+    rejection,
     running,
     send_raw,
     settings,
@@ -70,7 +71,10 @@ def node(shared: Running) -> Running:
 
 
 def store(
-    node: Running, data_set: bytes, transfer_syntax: UID = ExplicitVRLittleEndian, **affected: str
+    node: Running,
+    data_set: bytes | None,
+    transfer_syntax: UID = ExplicitVRLittleEndian,
+    **affected: str,
 ) -> int | None:
     with association(node.listener.port, (DIGITAL_X_RAY, transfer_syntax)) as opened:
         return send_raw(opened, data_set, **(AFFECTED | affected))
@@ -238,18 +242,16 @@ def test_a_wrong_caller_is_rejected_and_reported(
     tmp_path: Path, calling: str, called: str, diagnostic: int, reason: str
 ) -> None:
     with running(tmp_path, SOURCE, STORE_ONLY, ELSEWHERE) as node:
-        opened = associate(node.listener.port, calling=calling, called=called)
-        assert opened.is_rejected
-        answer = opened.acceptor.primitive
-    # PS3.8 9.3.4: permanent, by the service-user, with this diagnostic
-    assert (answer.result, answer.result_source, answer.diagnostic) == (1, 1, diagnostic)
+        asked = associate(node.listener.port, calling=calling, called=called)
+        # PS3.8 9.3.4: permanent, by the service-user, with this diagnostic
+        assert rejection(asked) == (1, 1, diagnostic)
     assert node.refused == [(calling, "127.0.0.1", reason)]
 
 
 def test_without_peers_nobody_may_even_echo(tmp_path: Path) -> None:
     with running(tmp_path) as node:
         asked = (VERIFICATION, ImplicitVRLittleEndian)
-        assert associate(node.listener.port, asked, calling="DICOMNODE").is_rejected
+        assert rejection(associate(node.listener.port, asked, calling="DICOMNODE"))
     assert [calling for calling, _, _ in node.refused] == ["DICOMNODE"]
 
 
@@ -298,7 +300,7 @@ def test_a_rejection_stands_though_reporting_it_fails(
     listener = Listener(settings(SOURCE), Storage(tmp_path), lambda instance: None, refused)
     listener.start()
     try:
-        assert associate(listener.port, calling="STRANGER").is_rejected
+        assert rejection(associate(listener.port, calling="STRANGER"))
     finally:
         listener.stop()
 
@@ -308,11 +310,8 @@ def test_one_association_too_many_is_rejected_for_now_and_reported(
 ) -> None:
     monkeypatch.setattr(scp, "MAXIMUM_ASSOCIATIONS", 1)
     with running(tmp_path, SOURCE) as node, association(node.listener.port) as first:
-        second = associate(node.listener.port)
-        assert second.is_rejected
-        answer = second.acceptor.primitive
+        assert rejection(associate(node.listener.port)) == (2, 3, 2)  # PS3.8 9.3.4
         assert send_raw(first, encoded(header()), **AFFECTED) == 0x0000
-    assert (answer.result, answer.result_source, answer.diagnostic) == (2, 3, 2)  # PS3.8 9.3.4
     assert node.refused == [("MODALITY", "127.0.0.1", "more than 1 associations at a time")]
 
 
@@ -363,12 +362,13 @@ def test_what_is_no_data_set_is_refused(node: Running, data_set: bytes) -> None:
     assert node.files == []
 
 
-@pytest.mark.parametrize("missing", ["sop_class_uid", "sop_instance_uid"])
-def test_a_command_without_its_uids_is_aborted_not_left_unanswered(
+@pytest.mark.parametrize("missing", ["sop_class_uid", "sop_instance_uid", "data_set"])
+def test_a_command_without_a_mandatory_part_is_aborted_not_left_unanswered(
     node: Running, missing: str
 ) -> None:
     started = time.monotonic()
-    assert store(node, encoded(header()), **{missing: None}) is None
+    parts = {"data_set": encoded(header()), missing: None}
+    assert store(node, **parts) is None
     assert time.monotonic() - started < 5
     assert store(node, encoded(header())) == 0x0000
 

@@ -159,7 +159,7 @@ def test_an_object_goes_in_its_own_transfer_syntax_byte_for_byte(
     ((uid, used, data_set),) = pacs.received
     assert (uid, used) == ("1.2.3.4", syntax)
     assert file.read_bytes().endswith(data_set)
-    assert file.read_bytes()[-len(data_set) - 12 :].startswith(b"DICOM-NODE")  # and nothing less
+    assert file.read_bytes()[-len(data_set) - 10 :].startswith(b"DICOM-NODE")  # and nothing less
 
 
 @pytest.mark.parametrize("status", [0x0000, 0x0111, 0xB000, 0xB006, 0xB007])
@@ -223,7 +223,7 @@ def test_a_peer_that_breaks_off_is_no_success(
 
 
 def test_a_peer_that_never_answers_is_given_up(pacs: Pacs, make_file: MakeFile) -> None:
-    pacs.store = lambda event: 0 if pacs.over.wait(PATIENCE) else 0
+    pacs.store = lambda event: int(pacs.over.wait(PATIENCE))
     started = time.monotonic()
     with pytest.raises(PeerError, match=r"did not answer within 0\.5 s"):
         destination(pacs, IMPATIENT).send(make_file())
@@ -249,6 +249,8 @@ def test_a_peer_that_answers_no_association_request_is_given_up(make_file: MakeF
             destination(pacs, IMPATIENT).send(make_file())
 
 
+# pynetdicom drops a socket that did not connect without closing it
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 def test_nobody_there(make_file: MakeFile) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]  # free again after this block
@@ -263,7 +265,7 @@ def test_a_host_that_does_not_resolve(make_file: MakeFile) -> None:
 
 
 def test_a_rejection_says_who_and_why(pacs: Pacs, make_file: MakeFile) -> None:
-    with pytest.raises(PeerError, match="pacs .* rejected .* permanently: its called AE title is"):
+    with pytest.raises(PeerError, match=r"pacs .* rejected .* permanently: its called AE title is"):
         destination(pacs, ae_title="OTHER").send(make_file())
 
 
@@ -302,6 +304,7 @@ def test_an_echo_is_answered(pacs: Pacs) -> None:
     destination(pacs).verify()
 
 
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 def test_an_echo_that_is_not_answered_fails() -> None:
     with pytest.raises(PeerError, match="can't be reached"):
         echo(parse_target("PACS@127.0.0.1:1"), "DICOMNODE")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
 from collections.abc import Callable
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import gdcm
+import gdcm  # type: ignore[import-untyped]
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -135,7 +137,8 @@ def phantom(side: int = 192) -> npt.NDArray[np.uint16]:
     for centre in (0.3, 0.7):
         body -= 1500 * np.exp(-(((x - centre) / 0.13) ** 2) - ((y - 0.45) / 0.26) ** 2)
     noise = np.random.default_rng(7).normal(0, 25, body.shape)
-    return (body + 700 + noise).clip(0, 4095).astype(np.uint16)
+    stored: npt.NDArray[np.uint16] = (body + 700 + noise).clip(0, 4095).astype(np.uint16)
+    return stored
 
 
 def difference(wrong: Grey, right: Grey) -> float:
@@ -211,7 +214,7 @@ def stream(ds: Dataset) -> BytesIO:
     return buffer
 
 
-def native(syntax: str) -> Callable[[Path], BytesIO]:
+def native(syntax: uids.UID) -> Callable[[Path], BytesIO]:
     def make(folder: Path) -> BytesIO:
         ds = chest(phantom())
         ds.file_meta.TransferSyntaxUID = syntax
@@ -263,7 +266,7 @@ HTJ2K = base64.b64decode(
 )
 
 
-def high_throughput(syntax: str) -> Callable[[Path], BytesIO]:
+def high_throughput(syntax: uids.UID) -> Callable[[Path], BytesIO]:
     def make(folder: Path) -> BytesIO:
         ds = chest(small())
         ds.file_meta.TransferSyntaxUID = syntax
@@ -408,9 +411,7 @@ def test_a_blank_object_is_refused() -> None:
 
 def rgb(red: Grey, green: Grey, blue: Grey) -> Dataset:
     planes = np.stack([red, green, blue], axis=-1)
-    return chest(
-        planes, SamplesPerPixel=3, PhotometricInterpretation="RGB", PlanarConfiguration=0
-    )
+    return chest(planes, SamplesPerPixel=3, PhotometricInterpretation="RGB", PlanarConfiguration=0)
 
 
 def test_rgb_with_equal_planes_is_a_grey_picture() -> None:
@@ -427,8 +428,10 @@ def test_colour_is_refused() -> None:
 
 @pytest.mark.parametrize(
     "syntax",
-    [uids.RLELossless, uids.JPEGLSLossless, uids.JPEG2000Lossless, uids.JPEGLosslessSV1]
-    + [uids.JPEGBaseline8Bit, uids.JPEGExtended12Bit, uids.HTJ2KLossless],
+    [
+        *(uids.RLELossless, uids.JPEGLSLossless, uids.JPEG2000Lossless, uids.JPEGLosslessSV1),
+        *(uids.JPEGBaseline8Bit, uids.JPEGExtended12Bit, uids.HTJ2KLossless),
+    ],
 )
 def test_garbage_in_place_of_a_stream_is_undecodable(syntax: uids.UID) -> None:
     ds = chest(small())
@@ -460,12 +463,8 @@ def test_a_damaged_file_is_read_or_refused_but_never_crashes(
     damaged = bytearray(stream(chest(small())).getvalue())
     for at, value in damage:
         damaged[at % len(damaged)] = value
-    try:
-        image = pixels.read(BytesIO(damaged))
-    except UnreadablePixels as refused:
-        assert refused.code in {"UNDECODABLE", "TOO_LARGE", "MULTIFRAME", "COLOR", "BLANK"}
-    else:
-        assert image.pixels.ndim == 2
+    with suppress(UnreadablePixels):
+        assert pixels.read(BytesIO(damaged)).pixels.ndim == 2
 
 
 # -- section 4 -------------------------------------------------------------------------------------
@@ -577,8 +576,11 @@ def test_a_bright_frame_around_a_dark_centre_looks_inverted() -> None:
 
 
 @pytest.mark.parametrize(
-    "syntax", [uids.ImplicitVRLittleEndian, uids.ExplicitVRLittleEndian]
-    + [uids.ExplicitVRBigEndian, uids.DeflatedExplicitVRLittleEndian]
+    "syntax",
+    [
+        *(uids.ImplicitVRLittleEndian, uids.ExplicitVRLittleEndian),
+        *(uids.ExplicitVRBigEndian, uids.DeflatedExplicitVRLittleEndian),
+    ],
 )
 def test_a_header_knows_the_length_of_the_pixels(syntax: uids.UID, tmp_path: Path) -> None:
     path = tmp_path / "chest.dcm"
@@ -619,6 +621,12 @@ def test_a_file_without_a_header_is_undecodable(tmp_path: Path) -> None:
     with pytest.raises(UnreadablePixels) as refused:
         pixels.read_header(path)
     assert refused.value.code == "UNDECODABLE"
+
+
+def test_a_file_that_is_away_is_no_refusal(tmp_path: Path) -> None:
+    for function in (pixels.read, pixels.read_header, pixels.from_file):
+        with pytest.raises(FileNotFoundError):
+            function(tmp_path / "gone")
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])
@@ -697,8 +705,6 @@ def test_hostile_and_foreign_objects_are_refused_with_a_code(name: str, code: st
 
 @needs_shared
 def test_a_sequence_nested_past_the_recursion_limit_is_refused() -> None:
-    import gzip
-
     path = SHARED / "hostile" / "deeply-nested-sequence.dcm.gz"
     with gzip.open(path) as file, pytest.raises(UnreadablePixels) as refused:
         pixels.read(BytesIO(file.read()))

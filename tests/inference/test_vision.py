@@ -79,7 +79,7 @@ def test_names_are_timms(encoder: VisionEncoder) -> None:
     names = set(encoder.state_dict())
     assert {"trunk.cls_token", "trunk.pos_embed", "trunk.patch_embed.proj.bias"} <= names
     block = {name for name in names if name.startswith("trunk.blocks.2.")}
-    parts = "norm1 attn.qkv attn.proj norm2 mlp.fc1 mlp.fc2".split()
+    parts = ["norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2"]
     wanted = {f"trunk.blocks.2.{p}.{kind}" for p in parts for kind in ("weight", "bias")}
     assert block == wanted | {"trunk.blocks.2.ls1.gamma", "trunk.blocks.2.ls2.gamma"}
     assert "head.proj.weight" in names

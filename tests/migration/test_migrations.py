@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import sqlalchemy as sa
@@ -27,26 +29,26 @@ def tables(url: str) -> list[str]:
         return sorted(sa.inspect(connection).get_table_names())
 
 
-def test_an_upgraded_database_is_what_the_code_declares(database_url: str) -> None:
-    assert differences(database_url) == []
+def test_an_upgraded_database_is_what_the_code_declares(fresh_database_url: str) -> None:
+    assert differences(fresh_database_url) == []
 
 
-def test_the_comparison_would_see_a_column_that_nobody_migrated(database_url: str) -> None:
-    engine = sa.create_engine(database_url, poolclass=sa.NullPool)
+def test_the_comparison_would_see_a_column_that_nobody_migrated(fresh_database_url: str) -> None:
+    engine = sa.create_engine(fresh_database_url, poolclass=sa.NullPool)
     with engine.begin() as connection:
         connection.execute(sa.text("ALTER TABLE job DROP COLUMN reason"))
-    (difference,) = differences(database_url)
+    (difference,) = differences(fresh_database_url)
     assert isinstance(difference, tuple)
     assert difference[0] == "add_column"
 
 
-def test_down_to_nothing_and_up_again_ends_at_the_same_tables(database_url: str) -> None:
-    before = tables(database_url)
-    command.downgrade(db._alembic(database_url), "base")
-    assert tables(database_url) == ["alembic_version"]
-    db.upgrade(database_url)
-    assert tables(database_url) == before
-    assert differences(database_url) == []
+def test_down_to_nothing_and_up_again_ends_at_the_same_tables(fresh_database_url: str) -> None:
+    before = tables(fresh_database_url)
+    command.downgrade(db._alembic(fresh_database_url), "base")
+    assert tables(fresh_database_url) == ["alembic_version"]
+    db.upgrade(fresh_database_url)
+    assert tables(fresh_database_url) == before
+    assert differences(fresh_database_url) == []
 
 
 def test_nodes_that_start_together_migrate_once(empty_database_url: str) -> None:
@@ -62,9 +64,6 @@ def test_nodes_that_start_together_migrate_once(empty_database_url: str) -> None
 
 def _upgrade_in_a_process(url: str) -> str:
     """What it complained about."""
-    import subprocess
-    import sys
-
     program = "import sys; from dicom_node import db; db.upgrade(sys.argv[1])"
     command_line = [sys.executable, "-c", program, url]
     return subprocess.run(command_line, capture_output=True, text=True, check=False).stderr

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from functools import cache
 from io import BytesIO
@@ -28,6 +28,12 @@ from dicom_node.results.record import DraftRecord
 
 TEXTS = ("PatientName", "PatientID", "AccessionNumber", "ReferringPhysicianName", "StudyID")
 CHECKED = ("PatientBirthDate", "PatientSex", "StudyDate", "StudyTime")
+RAW = (
+    *TEXTS,
+    *CHECKED,
+    *("SpecificCharacterSet", "TimezoneOffsetFromUTC"),
+    *("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"),
+)
 COPIED = (
     "IssuerOfPatientID",
     "StudyDescription",
@@ -72,6 +78,8 @@ class Case:
     ds: Dataset
     record: DraftRecord
     image: Dataset  #: the source's header
+    ours: dict[str, bytes] = field(default_factory=dict)  #: values as they are in the file
+    theirs: dict[str, bytes] = field(default_factory=dict)  #: and as they are in the source's
 
     @property
     def zone(self) -> timezone | None:
@@ -97,7 +105,10 @@ def case(data: bytes, again: bytes, record: DraftRecord, image: Dataset) -> Case
 
 def check(of: Case) -> list[str]:
     """Return the names of the points that the document fails."""
-    return [name for name, holds in POINTS.items() if not _judge(holds, of)]
+    of.ours = {keyword: raw(of.ds, keyword) for keyword in RAW}  # before a point decodes them
+    of.theirs = {keyword: raw(of.image, keyword) for keyword in RAW}
+    with pydicom.config.disable_value_validation():  # what is wrong in the source is not ours
+        return [name for name, holds in POINTS.items() if not _judge(holds, of)]
 
 
 def _judge(holds: Point, of: Case) -> bool:
@@ -118,14 +129,12 @@ def _judge(holds: Point, of: Case) -> bool:
 def raw(ds: Dataset, keyword: str) -> bytes:
     """Return an attribute's bytes as they are in the file, without padding."""
     elem = ds.get_item(keyword)
-    if elem is None or not elem.value:
-        return b""
-    assert isinstance(elem.value, bytes), f"{keyword} was decoded already"
-    return elem.value.rstrip(b" \0")
+    value = None if elem is None else elem.value
+    return (value if isinstance(value, bytes) else str(value or "").encode()).rstrip(b" \0")
 
 
-def plain(ds: Dataset, keyword: str) -> str:
-    return raw(ds, keyword).decode("ascii", "replace").strip()
+def plain(values: dict[str, bytes], keyword: str) -> str:
+    return values[keyword].decode("ascii", "replace").strip()
 
 
 def code(item: Dataset, keyword: str = "ConceptNameCodeSequence") -> tuple[str, str, str]:
@@ -158,7 +167,7 @@ def sections(of: Case) -> list[Dataset]:
 
 
 def section(of: Case, value: str) -> Dataset:
-    return next(item for item in sections(of) if code(item)[0] == value)
+    return [item for item in sections(of) if code(item)[0] == value][0]  # noqa: RUF015 - IndexError
 
 
 def texts(item: Dataset) -> list[str]:
@@ -242,15 +251,16 @@ def squeezed(text: str) -> str:
 def times_are_the_start(of: Case) -> bool:
     date, time = of.started.strftime("%Y%m%d"), of.started.strftime("%H%M%S")
     return all(
-        of.ds[f"{what}Date"].value == date and of.ds[f"{what}Time"].value == time
+        bool(of.ds[f"{what}Date"].value == date and of.ds[f"{what}Time"].value == time)
         for what in ("Series", "InstanceCreation", "Content")
     )
 
 
 def zone_is_the_source_s_or_the_site_s(of: Case) -> bool:
-    source = plain(of.image, "TimezoneOffsetFromUTC")
+    source = plain(of.theirs, "TimezoneOffsetFromUTC")
     legal = re.fullmatch(r"[+-]\d{4}", source) is not None
-    return of.ds.get("TimezoneOffsetFromUTC") == (source if legal else of.record.timezone_offset)
+    wanted = source if legal else of.record.timezone_offset or ""
+    return plain(of.ours, "TimezoneOffsetFromUTC") == wanted
 
 
 def description_warns(of: Case) -> bool:
@@ -264,15 +274,15 @@ def description_warns(of: Case) -> bool:
 
 
 def texts_are_verbatim(of: Case) -> bool:
-    if character_set(of.ds) == character_set(of.image):
-        same = all(raw(of.ds, k) == raw(of.image, k) for k in TEXTS)
+    if of.ours["SpecificCharacterSet"] == of.theirs["SpecificCharacterSet"]:
+        same = all(of.ours[k] == of.theirs[k] for k in TEXTS)
     else:
         same = all(str(of.ds.get(k) or "") == str(of.image.get(k) or "") for k in TEXTS)
     return same and all(of.ds[k].value in ("", None, _legal(of, k)) for k in CHECKED)
 
 
 def _legal(of: Case, keyword: str) -> str:
-    value = plain(of.image, keyword)
+    value = plain(of.theirs, keyword)
     if keyword == "PatientSex":
         return value if value in ("M", "F", "O") else ""
     return re.sub("[:]" if keyword == "StudyTime" else "[.-]", "", value)
@@ -289,12 +299,8 @@ def checked_values_are_kept(of: Case) -> bool:
     return all(
         bool(of.ds[k].value)
         for k, pattern in legal.items()
-        if re.fullmatch(pattern, plain(of.image, k))
+        if re.fullmatch(pattern, plain(of.theirs, k))
     )
-
-
-def character_set(ds: Dataset) -> str:
-    return plain(ds, "SpecificCharacterSet")
 
 
 def requests_are_complete(of: Case) -> bool:
@@ -444,21 +450,21 @@ def everything_decodes(of: Case) -> bool:
 
 def character_set_is_known(of: Case) -> bool:
     """It is the source's, or UTF-8; another only where the source's is none of the Standard's."""
-    ours, theirs = character_set(of.ds), character_set(of.image)
+    ours, theirs = (plain(values, "SpecificCharacterSet") for values in (of.ours, of.theirs))
     known = all(term in python_encoding for term in theirs.split("\\"))
     return ours in (theirs, "ISO_IR 192") or not known
 
 
 def text_was_recoded(of: Case) -> bool:
     """Where the character set is not the source's any more, every byte is of the new one."""
-    if character_set(of.ds) == character_set(of.image):
+    if of.ours["SpecificCharacterSet"] == of.theirs["SpecificCharacterSet"]:
         return True
-    encoding = python_encoding[character_set(of.ds)]
+    encoding = python_encoding[plain(of.ours, "SpecificCharacterSet")]
     for item in datasets(pydicom.dcmread(BytesIO(of.data))):
         for tag in list(item.keys()):
-            value = item.get_item(tag).value
-            if isinstance(value, bytes):
-                value.decode(encoding)
+            elem = item.get_item(tag)
+            if elem.VR != "SQ" and isinstance(elem.value, bytes):
+                elem.value.decode(encoding)
     return True
 
 
@@ -489,12 +495,12 @@ POINTS: dict[str, Point] = {
     "HDR-9": lambda c: (
         len(c.ds["ReferencedPerformedProcedureStepSequence"].value) == 0
         and len(c.ds["PerformedProcedureCodeSequence"].value)
-        == len(c.image.get("ProcedureCodeSequence") or [])
+        == len([i for i in c.image.get("ProcedureCodeSequence") or [] if "CodeValue" in i])
     ),
     "ID-1": lambda c: all(k in c.ds for k in (*TEXTS, *CHECKED)),
     "ID-2": lambda c: texts_are_verbatim(c) and checked_values_are_kept(c),
     "ID-3": lambda c: (
-        plain(c.ds, "StudyInstanceUID") == plain(c.image, "StudyInstanceUID") != ""
+        plain(c.ours, "StudyInstanceUID") == plain(c.theirs, "StudyInstanceUID") != ""
         and c.ds.StudyInstanceUID == c.record.study_instance_uid
     ),
     "ID-4": lambda c: all(
@@ -579,7 +585,7 @@ POINTS: dict[str, Point] = {
     ),
     "UID-2": lambda c: (
         not {c.ds.SOPInstanceUID, c.ds.SeriesInstanceUID}
-        & {plain(c.image, k) for k in ("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID")}
+        & {plain(c.theirs, k) for k in ("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID")}
     ),
     "IDEM-1": lambda c: c.data == c.again,
     "DOC-1": lambda c: (

@@ -4,7 +4,7 @@ import datetime
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom import Dataset
 from pydicom.uid import (
@@ -82,6 +82,7 @@ def test_values_that_are_no_identity_are_copied_only_when_legal(
     assert made(samples.header(**{keyword: sent})).get(keyword) == given
 
 
+@settings(deadline=None, max_examples=50)  # the machine may be busy
 @given(st.text("0123456789.:-+ ", max_size=16))
 def test_no_date_or_time_can_make_an_illegal_header(sent: str) -> None:
     ds = made(samples.header(StudyDate=sent, StudyTime=sent, TimezoneOffsetFromUTC=sent))
@@ -164,6 +165,7 @@ def test_titles_fit_and_a_demo_model_s_still_says_so(name: str) -> None:
     assert ("DEMO MODEL" in title) == algorithm.demo
 
 
+@settings(deadline=None, max_examples=50)  # the machine may be busy
 @given(st.text(max_size=100), st.integers(12, 64))
 def test_a_short_name_is_one_legal_line(name: str, limit: int) -> None:
     short = short_name(replace(ALGORITHM, name=f"{name}DEMO MODEL"), limit)

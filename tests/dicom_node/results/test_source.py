@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import pydicom
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydicom import Dataset
+from pydicom import DataElement, Dataset
+from pydicom.config import IGNORE
 from pydicom.data import get_charset_files, get_testdata_file
 from pydicom.dataelem import RawDataElement
 from pydicom.sequence import Sequence
@@ -45,8 +46,9 @@ def test_any_transfer_syntax_will_do(name: str) -> None:
     assert isinstance(file, str)
     image = pydicom.dcmread(file, stop_before_pixels=True)
     kept = source.read(source.source_header(image))
-    assert str(kept.PatientName) == str(image.PatientName)
-    assert kept.StudyID == image.StudyID
+    assert str(kept.PatientName) == str(image.PatientName) != ""
+    assert kept.get("PatientID") == image.get("PatientID")
+    assert kept.get("StudyTime") == image.get("StudyTime")
 
 
 def test_only_what_results_need_is_kept() -> None:
@@ -74,8 +76,9 @@ def test_an_item_s_own_character_set_goes_with_it() -> None:
     other.TypeOfPatientID = "TEXT"
     image = header()
     image.OtherPatientIDsSequence = [other]
-    kept = source.read(source.source_header(reread(image)))
-    assert kept.OtherPatientIDsSequence[0].PatientID == "Привет"
+    text = source.source_header(reread(image))
+    assert source.read(text).OtherPatientIDsSequence[0].PatientID == "Привет"
+    kept = source.read(text)
     source.to_utf8(kept)
     assert kept.OtherPatientIDsSequence[0].get_item("PatientID").value.strip() == "Привет".encode()
     assert "SpecificCharacterSet" not in kept.OtherPatientIDsSequence[0]
@@ -96,7 +99,8 @@ def test_a_wrong_character_set_is_understood_and_no_byte_is_changed(
     declared: object, name: bytes, understood: str
 ) -> None:
     image = reread(header(), old=b"Doe^Jane^Quincy", new=name)
-    image.SpecificCharacterSet = declared
+    element = DataElement("SpecificCharacterSet", "CS", declared, validation_mode=IGNORE)
+    image[element.tag] = element
     kept = source.read(source.source_header(image))
     assert "\\".join(source.character_set(kept)) == understood
     assert raw(kept, "PatientName") == name
@@ -109,6 +113,7 @@ def test_a_character_set_is_trusted_with_what_it_can_write(
     assert source.encodes(terms, text) is can
 
 
+@settings(deadline=None, max_examples=50)  # the machine may be busy
 @given(
     terms=st.sampled_from([case.values[0] for case in CHARACTER_SETS]),
     text=st.text("aé\u2013Я咳기ｱ\n", min_size=1).filter(lambda t: t == t.strip()),
@@ -116,11 +121,8 @@ def test_a_character_set_is_trusted_with_what_it_can_write(
 def test_what_a_character_set_can_write_is_read_again(terms: list[str], text: str) -> None:
     if not source.encodes(terms, text):
         return
-    image = Dataset()
-    if terms:
-        image.SpecificCharacterSet = terms
-    image.TextValue = text
-    assert reread(image).TextValue == text
+    image = header(SpecificCharacterSet=terms or None, TextValue=text)
+    assert image.TextValue == text
 
 
 def test_text_moves_to_utf8_with_its_meaning() -> None:
@@ -135,7 +137,7 @@ def test_text_moves_to_utf8_with_its_meaning() -> None:
 
 def test_a_sequence_where_a_name_belongs_counts_as_absent() -> None:
     image = header()
-    image["PatientName"] = pydicom.DataElement(0x00100010, "SQ", Sequence([Dataset()]))
+    image["PatientName"] = DataElement(0x00100010, "SQ", Sequence([Dataset()]))
     assert "PatientName" not in source.read(source.source_header(image))
 
 
@@ -143,5 +145,5 @@ def test_a_broken_sequence_counts_as_absent() -> None:
     image = header()
     elem = image.get_item("ProcedureCodeSequence")
     assert isinstance(elem, RawDataElement)
-    image[elem.tag] = elem._replace(value=b"\xfe\xff\x00\xe0\xff\xff\x00\x00ab")
+    image[elem.tag] = elem._replace(value=b"ab")
     assert "ProcedureCodeSequence" not in source.read(source.source_header(image))

@@ -5,11 +5,13 @@ import subprocess
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
+from io import BytesIO
 from pathlib import Path
 
 import pydicom
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom import DataElement, Dataset
 from pydicom.config import IGNORE
@@ -20,6 +22,7 @@ from pydicom.uid import (
     ComprehensiveSRStorage,
     EnhancedSRStorage,
     ExplicitVRBigEndian,
+    SecondaryCaptureImageStorage,
 )
 
 from dicom_node.results import text_sr
@@ -40,7 +43,11 @@ from tests.dicom_node.results.samples import (
     second_record,
 )
 
+# What pydicom says on reading our misspelt source.
+pytestmark = pytest.mark.filterwarnings("ignore:Incorrect value for Specific Character Set")
+
 SHARED = Path(__file__).parents[4] / "shared"
+FOLDERS = ("hostile", "other", "cxr/real", "cxr/wrapped")
 SOP_CLASSES = [BasicTextSRStorage, EnhancedSRStorage, ComprehensiveSRStorage]
 # dciodvfy may find these wrong: they are copied as they came, for they are the patient's identity.
 VERBATIM = (
@@ -73,12 +80,6 @@ def _with_local_code(scheme: str) -> Dataset:
     image = header()
     image.ProcedureCodeSequence = [code_item(Code("XR1", scheme, "Chest"))]
     return reread(image)
-
-
-def _big_endian() -> Dataset:
-    image = header()
-    image.file_meta.TransferSyntaxUID = ExplicitVRBigEndian
-    return image
 
 
 LONG_NAME = "^".join(["x" * 52] * 2)  # 105 characters
@@ -128,7 +129,6 @@ ODD: dict[str, Callable[[], Dataset]] = {
 DCIODVFY_LIMITS = ("zh GBK", "ja half-width")
 
 
-@pytest.mark.filterwarnings("ignore:Incorrect value for Specific Character Set")
 @pytest.mark.parametrize("name", ODD)
 def test_an_odd_source_still_gives_a_good_draft(name: str) -> None:
     image = ODD[name]()
@@ -140,12 +140,13 @@ def test_every_character_set_comes_back_byte_by_byte(file: str) -> None:
     def image() -> Dataset:
         ds = pydicom.dcmread(file, stop_before_pixels=True)
         ds.StudyInstanceUID, ds.SeriesInstanceUID, ds.SOPInstanceUID = STUDY, SERIES, FRONTAL
+        ds.SOPClassUID = SecondaryCaptureImageStorage
         return reread(ds)
 
     assert check(judged(record(image()), image())) == []
 
 
-@pytest.mark.parametrize("name", ["ja", "ko", "zh", "zh 2022", "ru", "utf-8", "no character set"])
+@pytest.mark.parametrize("name", ["ja", "ko", "zh 2022", "ru", "utf-8", "no character set"])
 def test_a_draft_that_the_source_s_set_cannot_write_moves_to_utf8(name: str) -> None:
     of = record(ODD[name](), findings="Opacity \u2265 3 cm, Ödem, 咳.")
     judgement = judged(of, ODD[name]())
@@ -173,13 +174,13 @@ def test_a_demo_model_is_named_in_title_and_banner() -> None:
 @pytest.mark.skipif(not SHARED.is_dir(), reason=f"no shared data at {SHARED}")
 def test_every_header_of_the_shared_data_gives_a_good_draft() -> None:
     judged_files = 0
-    for file in sorted((SHARED / "data").glob("*/**/*.dcm")):
+    for file in [f for folder in FOLDERS for f in sorted((SHARED / "data" / folder).glob("*.dcm"))]:
         with warnings.catch_warnings():  # other people's values: pydicom may say what it likes
             warnings.simplefilter("ignore")
             failing = _failing_points(file)
         judged_files += failing is not None
         assert not failing, f"{file.name}: {failing}"
-    assert judged_files > 200
+    assert judged_files > 60
 
 
 def _failing_points(file: Path) -> list[str] | None:
@@ -438,9 +439,16 @@ MUTATIONS: list[tuple[str, Callable[[Case], None]]] = [
 ]
 
 
+@cache
+def _good() -> tuple[bytes, DraftRecord]:
+    of = second_record(header())
+    return bytes_of(of), of
+
+
 @pytest.mark.parametrize(("point", "mutate"), MUTATIONS, ids=[name for name, _ in MUTATIONS])
 def test_each_point_notices_its_mistake(point: str, mutate: Callable[[Case], object]) -> None:
-    good = judged(second_record(header()), header())
+    data, of = _good()
+    good = case(data, data, of, header())
     with pydicom.config.disable_value_validation():  # some mistakes are ones that pydicom knows
         mutate(good)
     assert point in check(good)
@@ -475,7 +483,7 @@ def test_dciodvfy_finds_no_error(tmp_path: Path) -> None:  # [TOOL-1]
         lines = told.stderr.decode("latin-1").splitlines()
         assert any("SR" in line for line in lines), f"{name}: did not recognise the object"
         errors = [line for line in lines if line.startswith("Error")]
-        ours = [e for e in errors if not any(f"</{keyword}(" in e for keyword in VERBATIM)]
+        ours = [e for e in errors if not any(f"/{keyword}(" in e for keyword in VERBATIM)]
         assert not ours, name
 
 
@@ -492,7 +500,7 @@ def test_dsrdump_reads_the_whole_tree(tmp_path: Path) -> None:  # [TOOL-2]
 
 
 def test_the_plain_text_is_what_a_radiologist_reads() -> None:
-    ds = pydicom.dcmread(pydicom.filebase.BytesIO(bytes_of(second_record())))
+    ds = pydicom.dcmread(BytesIO(bytes_of(second_record())))
     assert text_sr.text(ds) == (
         "AI-GENERATED DRAFT - NOT FOR DIAGNOSIS. Unverified output of LLaVA-Rad. "
         "A radiologist must review, correct and sign before any use.\n"
@@ -521,12 +529,14 @@ def test_warnings_about_the_input_are_told() -> None:
     assert "Burned-in text. Polarity was inverted." in text_sr.text(document)
 
 
-def test_a_draft_without_request_or_impression_has_no_such_section() -> None:
-    told = text_sr.text(text_sr.encode(record(history=None)))
+@pytest.mark.parametrize("empty", [None, "", " \n", "\0"])
+def test_a_draft_without_request_or_impression_has_no_such_section(empty: str | None) -> None:
+    told = text_sr.text(text_sr.encode(record(history=empty, impression=empty)))
     assert "REQUEST" not in told
     assert "IMPRESSION" not in told
 
 
+@settings(deadline=None, max_examples=25)  # the machine may be busy
 @given(
     st.text("ab .\n\r\t\0\x1b\x85\\é", min_size=1).filter(lambda t: t.strip("\0\x1b\x85 \n\r\t"))
 )

@@ -1,0 +1,377 @@
+"""Settings: where they come from, which of them wins, and what is said about a wrong one."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from dicom_node.config import PREFIX, Jobs, Peer, Settings, environment, load
+from dicom_node.errors import ConfigurationError
+
+#: Every key of interface.md, and its default there.
+INTERFACE = {
+    "node": {"ae_title": "DICOMNODE", "host": "0.0.0.0", "port": 11112, "data": Path("./data")},
+    "database": {"url": ""},
+    "broker": {"url": ""},
+    "study": {"quiet_seconds": 60},
+    "model": {"name": "llava-rad", "path": "", "device": "auto"},
+    "results": {"text_sr": True},
+}
+PEER = {
+    "name": "pacs",
+    "ae_title": "PACS",
+    "host": "10.0.0.5",
+    "port": 104,
+    "roles": ["source", "destination"],
+    "proof": "commitment",
+    "mode": "live",
+}
+SHARED = Path(__file__).parents[3] / "shared"
+
+
+def written(folder: Path, text: str) -> Path:
+    file = folder / "dicom-node.toml"
+    file.write_text(text, "utf-8")
+    return file
+
+
+def peer(**overrides: Any) -> Peer:
+    return Peer.model_validate({**PEER, **overrides})
+
+
+# -- sources and their order -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "default"),
+    [(section, key, value) for section, keys in INTERFACE.items() for key, value in keys.items()],
+)
+def test_every_key_of_the_interface_has_its_default(
+    section: str, key: str, default: object
+) -> None:
+    assert getattr(getattr(load(None, {}, {}), section), key) == default
+
+
+def test_the_interface_documents_example_is_accepted(tmp_path: Path) -> None:
+    document = SHARED / "interface.md"
+    if not document.exists():
+        pytest.skip(f"{document} is not here")
+    (example,) = re.findall(r"```toml\n(.*?)```", document.read_text("utf-8"), re.DOTALL)
+    loaded = load(written(tmp_path, example), {}, {})
+    raw = tomllib.loads(example)
+    (wanted,) = raw.pop("peers")
+    assert {section: set(keys) for section, keys in raw.items()} == {
+        section: set(keys) for section, keys in INTERFACE.items()
+    }
+    assert loaded.peers == (peer(**wanted),)
+
+
+def test_the_file_beats_the_default(tmp_path: Path) -> None:
+    file = written(tmp_path, "[node]\nport = 2000\n")
+    assert load(file, {}, {}).node.port == 2000
+
+
+def test_the_environment_beats_the_file(tmp_path: Path) -> None:
+    file = written(tmp_path, "[node]\nport = 2000\n")
+    assert load(file, {"DICOM_NODE_NODE__PORT": "3000"}, {}).node.port == 3000
+
+
+def test_a_flag_beats_the_environment(tmp_path: Path) -> None:
+    file = written(tmp_path, '[node]\ndata = "file"\n')
+    environ = {"DICOM_NODE_NODE__DATA": "environment"}
+    assert load(file, environ, {"node.data": "flag"}).node.data == Path("flag")
+
+
+def test_a_flag_that_was_not_given_changes_nothing() -> None:
+    assert load(None, {}, {"node.data": None}) == Settings()
+
+
+def test_a_key_that_one_source_sets_leaves_its_neighbours_alone(tmp_path: Path) -> None:
+    file = written(tmp_path, '[node]\nae_title = "FILE"\nport = 2000\n')
+    node = load(file, {"DICOM_NODE_NODE__PORT": "3000"}, {"node.data": "flag"}).node
+    assert (node.ae_title, node.port, node.data) == ("FILE", 3000, Path("flag"))
+
+
+def test_peers_of_the_environment_replace_those_of_the_file(tmp_path: Path) -> None:
+    file = written(tmp_path, '[[peers]]\nname = "a"\nae_title = "A"\nhost = "a"\n')
+    environ = {"DICOM_NODE_PEERS": json.dumps([PEER])}
+    assert [one.name for one in load(file, environ, {}).peers] == ["pacs"]
+
+
+def test_other_programs_variables_are_not_looked_at() -> None:
+    environ = {"PATH": "/bin", "DICOM_NODE_CONFIG": "x.toml", "XDICOM_NODE_NODE__PORT": "1"}
+    assert load(None, environ, {}) == Settings()
+
+
+def test_settings_can_not_be_changed_under_anyone() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        Settings().node.port = 1  # type: ignore[misc]
+
+
+# -- secrets ---------------------------------------------------------------------------------------
+
+
+def test_a_secret_is_read_from_the_file_that_the_environment_names(tmp_path: Path) -> None:
+    (tmp_path / "url").write_text("postgresql+psycopg://u:p@h/n\n")
+    environ = {"DICOM_NODE_DATABASE__URL_FILE": str(tmp_path / "url")}
+    assert load(None, environ, {}).database.url == "postgresql+psycopg://u:p@h/n"
+
+
+def test_a_secret_is_read_from_the_file_that_the_configuration_names(tmp_path: Path) -> None:
+    (tmp_path / "url").write_text("redis://h\n")
+    file = written(tmp_path, f'[broker]\nurl_file = "{tmp_path / "url"}"\n')
+    assert load(file, {}, {}).broker.url == "redis://h"
+
+
+def test_an_url_of_the_environment_beats_an_url_file_of_the_configuration(tmp_path: Path) -> None:
+    (tmp_path / "url").write_text("redis://from-file\n")
+    file = written(tmp_path, f'[broker]\nurl_file = "{tmp_path / "url"}"\n')
+    environ = {"DICOM_NODE_BROKER__URL": "redis://from-environment"}
+    assert load(file, environ, {}).broker.url == "redis://from-environment"
+
+
+def test_a_secret_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    environ = {"DICOM_NODE_DATABASE__URL_FILE": str(tmp_path / "missing")}
+    with pytest.raises(ConfigurationError, match=r"url_file = .*/missing: No such file"):
+        load(None, environ, {})
+
+
+# -- what is wrong ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "unknown", "nearest"),
+    [
+        pytest.param("[node]\nae_titel = 'X'\n", "node.ae_titel", "node.ae_title", id="key"),
+        pytest.param("[nodes]\nport = 1\n", "nodes", "node", id="section"),
+        pytest.param("[study]\nquiet = 1\n", "study.quiet", "study.quiet_seconds", id="shorter"),
+        pytest.param(
+            "[[peers]]\nname='p'\nae_title='P'\nhost='h'\nprof='find'\n",
+            "peers.0.prof",
+            "peers.proof",
+            id="peer",
+        ),
+    ],
+)
+def test_an_unknown_key_names_the_nearest_known_one(
+    tmp_path: Path, text: str, unknown: str, nearest: str
+) -> None:
+    with pytest.raises(ConfigurationError) as raised:
+        load(written(tmp_path, text), {}, {})
+    assert str(raised.value) == f"unknown key {unknown}; did you mean {nearest}?"
+
+
+def test_an_unknown_key_of_the_environment_names_the_nearest_known_one() -> None:
+    with pytest.raises(ConfigurationError, match=r"node\.prot; did you mean node\.port\?"):
+        load(None, {"DICOM_NODE_NODE__PROT": "1"}, {})
+
+
+def test_a_variable_without_a_section_is_an_error() -> None:
+    with pytest.raises(ConfigurationError, match="DICOM_NODE_PORT: no such setting"):
+        load(None, {"DICOM_NODE_PORT": "1"}, {})
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"dicom-node\.toml: No such file"):
+        load(tmp_path / "dicom-node.toml", {}, {})
+
+
+@pytest.mark.parametrize("content", [b"[node\n", b"\xff\xfe"], ids=["syntax", "encoding"])
+def test_a_file_that_is_no_toml_is_named(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "dicom-node.toml"
+    file.write_bytes(content)
+    with pytest.raises(ConfigurationError, match=r"dicom-node\.toml: not valid TOML"):
+        load(file, {}, {})
+
+
+def test_peers_that_are_no_json_are_named() -> None:
+    with pytest.raises(ConfigurationError, match="DICOM_NODE_PEERS: not valid JSON"):
+        load(None, {"DICOM_NODE_PEERS": "{"}, {})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("node.port", "0"),
+        ("node.port", "65536"),
+        ("node.port", "many"),
+        ("study.quiet_seconds", "-1"),
+        ("jobs.max_attempts", "0"),
+        ("jobs.give_up_hours", "0"),
+        ("model.device", "tpu"),
+        ("results.text_sr", "perhaps"),
+    ],
+)
+def test_a_wrong_value_names_its_key_and_is_not_repeated(key: str, value: str) -> None:
+    with pytest.raises(ConfigurationError) as raised:
+        load(None, {}, {key: value})
+    assert str(raised.value).startswith(f"{key}: ")
+    assert "input_value" not in str(raised.value)
+
+
+def test_all_that_is_wrong_is_said_at_once() -> None:
+    with pytest.raises(ConfigurationError, match=r"node\.port: .*; unknown key node\.hots"):
+        load(None, {}, {"node.port": 0, "node.hots": "x"})
+
+
+# PS3.5 6.2, VR AE
+@pytest.mark.parametrize("ae_title", ["A", "ABCDEFGHIJKLMNOP", "MY PACS", "a-b_c.d", "0"])
+def test_an_ae_title_may_be(ae_title: str) -> None:
+    assert load(None, {}, {"node.ae_title": ae_title}).node.ae_title == ae_title
+
+
+@pytest.mark.parametrize(
+    "ae_title", ["", " ", "   ", "ABCDEFGHIJKLMNOPQ", "A\\B", "A\nB", "A\n", "\tA", "ÄRZTE", "A\0"]
+)
+def test_an_ae_title_may_not_be(ae_title: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"node\.ae_title"):
+        load(None, {}, {"node.ae_title": ae_title})
+
+
+# -- peers -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("host", "address", "may"),
+    [
+        ("10.0.0.5", "10.0.0.5", True),
+        ("10.0.0.5", "10.0.0.50", False),
+        ("10.0.0.0/24", "10.0.0.77", True),
+        ("10.0.0.7/24", "10.0.0.77", True),  # host bits in a network are forgiven
+        ("10.0.0.0/24", "10.0.1.1", False),
+        ("fd00::/8", "fd12::1", True),
+        ("fd00::/8", "10.0.0.1", False),
+        ("fd12:0::1", "fd12::1", True),
+        ("Pacs.Example", "pacs.example", True),
+        ("pacs.example", "10.0.0.1", False),
+        (["10.0.0.5", "10.1.0.0/16"], "10.1.2.3", True),
+        (["10.0.0.5", "10.1.0.0/16"], "10.2.2.3", False),
+        ("10.0.0.0/99", "10.0.0.1", False),
+    ],
+)
+def test_a_peer_may_call_from(host: str | list[str], address: str, may: bool) -> None:
+    assert peer(host=host, roles=["source"]).may_call_from([address]) is may
+
+
+def test_one_matching_name_of_a_caller_is_enough() -> None:
+    assert peer(host="pacs.example").may_call_from(["10.0.0.5", "pacs.example"])
+    assert not peer(host="pacs.example").may_call_from([])
+
+
+@pytest.mark.parametrize(
+    ("host", "why"),
+    [
+        pytest.param("10.0.0.0/24", "a destination needs a host", id="network"),
+        pytest.param(["10.0.0.0/24", "10.0.0.5"], "a destination needs a host", id="network-first"),
+        pytest.param([], "at least 1 item", id="none"),
+        pytest.param("", "at least 1 character", id="empty"),
+    ],
+)
+def test_a_destination_without_a_host_is_an_error(host: str | list[str], why: str) -> None:
+    environ = {"DICOM_NODE_PEERS": json.dumps([{**PEER, "host": host}])}
+    with pytest.raises(ConfigurationError, match=why):
+        load(None, environ, {})
+
+
+def test_a_peer_without_a_host_is_an_error() -> None:
+    without = {key: value for key, value in PEER.items() if key != "host"}
+    with pytest.raises(ConfigurationError, match=r"peers\.0\.host: Field required"):
+        load(None, {"DICOM_NODE_PEERS": json.dumps([without])}, {})
+
+
+def test_a_source_may_be_a_whole_network() -> None:
+    assert not peer(host="10.0.0.0/24", roles=["source"]).is_destination
+
+
+def test_the_first_host_is_the_one_we_call() -> None:
+    assert peer(host=["10.0.0.5", "10.0.0.0/24"]).address == "10.0.0.5"
+
+
+def test_two_peers_of_one_name_are_an_error() -> None:
+    environ = {"DICOM_NODE_PEERS": json.dumps([PEER, PEER])}
+    with pytest.raises(ConfigurationError, match="two peers are named pacs"):
+        load(None, environ, {})
+
+
+def test_drafts_go_to_destinations_only() -> None:
+    source, destination = peer(name="a", roles=["source"]), peer(name="b", roles=["destination"])
+    settings = Settings(peers=(source, destination))
+    assert settings.destinations() == (destination,)
+    assert settings.peer("a") == source
+    assert settings.peer("c") is None
+
+
+def test_a_senders_own_quiet_time_beats_the_general_one() -> None:
+    settings = Settings(peers=(peer(ae_title="SLOW", quiet_seconds=900), peer(name="other")))
+    assert settings.quiet_seconds("SLOW") == 900
+    assert settings.quiet_seconds("PACS") == 60
+    assert settings.quiet_seconds("STRANGER") == 60
+
+
+# -- back-off and the way into child processes -----------------------------------------------------
+
+
+def test_waits_double_up_to_the_longest() -> None:
+    jobs = Jobs(first_retry_seconds=5, longest_retry_seconds=600)
+    waits = [jobs.back_off(attempts) for attempts in (1, 2, 3, 7, 8, 9, 10_000)]
+    assert waits == [timedelta(seconds=seconds) for seconds in (5, 10, 20, 320, 600, 600, 600)]
+
+
+_printable = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=20)
+_seconds = st.floats(0, 1e6, allow_nan=False)
+_ae_titles = st.from_regex(r"\A[A-Za-z0-9_][A-Za-z0-9_ ]{0,15}\Z")
+_peers = st.builds(
+    Peer,
+    name=st.text(min_size=1, max_size=10),
+    ae_title=_ae_titles,
+    host=st.lists(st.sampled_from(["10.0.0.5", "pacs.example", "::1"]), min_size=1, max_size=3),
+    port=st.integers(1, 65535),
+    roles=st.sets(st.sampled_from(["source", "destination"])),
+    proof=st.sampled_from(["commitment", "find", "none"]),
+    mode=st.sampled_from(["live", "shadow"]),
+    quiet_seconds=st.none() | _seconds,
+)
+_settings = st.fixed_dictionaries(
+    {
+        "node": st.fixed_dictionaries(
+            {
+                "ae_title": _ae_titles,
+                "host": st.sampled_from(["0.0.0.0", "::", "localhost"]),
+                "port": st.integers(1, 65535),
+                "data": _printable.filter(str.strip).map(Path),
+                "institution": _printable,
+            }
+        ),
+        "database": st.fixed_dictionaries({"url": _printable}),
+        "broker": st.fixed_dictionaries({"url": _printable}),
+        "study": st.fixed_dictionaries({"quiet_seconds": _seconds, "ready_seconds": _seconds}),
+        "model": st.fixed_dictionaries({"name": _printable, "path": _printable}),
+        "results": st.fixed_dictionaries({"text_sr": st.booleans()}),
+        "jobs": st.fixed_dictionaries({"max_attempts": st.integers(1), "lease_seconds": _seconds}),
+        "peers": st.lists(_peers, max_size=3, unique_by=lambda one: one.name),
+    }
+)
+
+
+@given(_settings)
+def test_a_child_process_gets_exactly_our_settings(values: dict[str, Any]) -> None:
+    ours = Settings.model_validate(values)
+    handed_over = environment(ours)
+    assert all(name.startswith(PREFIX) for name in handed_over)
+    assert load(None, handed_over, {}) == ours
+
+
+def test_what_the_parent_decided_beats_the_childs_own_file(tmp_path: Path) -> None:
+    (tmp_path / "url").write_text("redis://before")
+    file = written(tmp_path, f'[node]\nport = 2000\n[broker]\nurl_file = "{tmp_path / "url"}"\n')
+    ours = load(file, {}, {"node.port": 3000, "broker.url": "redis://now"})
+    assert load(file, environment(ours), {}) == ours

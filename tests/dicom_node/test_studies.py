@@ -1,0 +1,379 @@
+"""Studies: what an arriving instance changes, and when a study is read and complete."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy import func
+
+from dicom_node import db, events, jobs, studies
+from dicom_node.config import Settings
+from dicom_node.db import Database
+from dicom_node.status import snapshot
+from dicom_node.storage import StoredInstance
+from dicom_node.studies import Study
+from tests.conftest import StoredInstanceFactory
+from tests.dicom_node.states import MINUTE, claimed, transitions
+
+CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
+KEY_OBJECT = "1.2.840.10008.5.1.4.1.1.88.59"
+NOTHING = timedelta(0)
+
+
+def register(
+    database: Database,
+    stored: StoredInstance,
+    *,
+    quiet: timedelta = MINUTE,
+    ready: timedelta = MINUTE,
+) -> bool:
+    with database.transaction() as connection:
+        return studies.register(connection, stored, quiet=quiet, ready=ready)
+
+
+def settle(database: Database, *models: str) -> int:
+    with database.transaction() as connection:
+        return studies.settle(connection, models or ("demo",))
+
+
+def found(database: Database, uid: str) -> Study:
+    with database.transaction() as connection:
+        study = studies.find(connection, uid)
+    assert study is not None
+    return study
+
+
+def job_ids(database: Database, uid: str) -> list[int]:
+    with database.transaction() as connection:
+        return [one.id for one in jobs.of_study(connection, uid)]
+
+
+def time_passes(database: Database, seconds: float) -> None:
+    """The study's times move into the past."""
+    gone = timedelta(seconds=seconds)
+    columns = (db.study.c.received_at, db.study.c.ready_at, db.study.c.settle_at)
+    with database.transaction() as connection:
+        connection.execute(
+            sa.update(db.study).values({column: column - gone for column in columns})
+        )
+
+
+# -- arriving --------------------------------------------------------------------------------------
+
+
+def test_the_first_instance_makes_the_study(
+    database: Database, stored_instance: StoredInstanceFactory
+) -> None:
+    stored = stored_instance()
+    assert register(database, stored)
+    study = found(database, stored.study_instance_uid)
+    assert (study.state, study.revision, study.patient_key) == ("receiving", 1, stored.patient_key)
+    assert study.settle_at - study.received_at == MINUTE
+    assert transitions(database, stored.study_instance_uid, "study") == [(None, "receiving")]
+
+
+def test_an_instance_is_kept_as_it_was_described(
+    database: Database, stored_instance: StoredInstanceFactory
+) -> None:
+    stored = stored_instance()
+    register(database, stored)
+    with database.transaction() as connection:
+        (kept,) = studies.instances(connection, stored.study_instance_uid)
+        sender = connection.execute(
+            sa.select(db.instance.c.calling_ae_title, db.instance.c.address)
+        )
+        assert sender.one() == ("MODALITY", "127.0.0.1")
+    assert (kept.path, kept.sha256, kept.size) == (stored.path, stored.sha256, stored.size)
+    assert kept.revision == 1
+
+
+def test_the_same_bytes_again_change_nothing(
+    database: Database, stored_instance: StoredInstanceFactory
+) -> None:
+    stored = stored_instance()
+    register(database, stored, quiet=NOTHING, ready=NOTHING)
+    settle(database)
+    before = found(database, stored.study_instance_uid)
+    assert not register(database, stored)
+    assert found(database, stored.study_instance_uid) == before
+    assert before.state == "complete"
+    with database.transaction() as connection:
+        assert len(studies.instances(connection, stored.study_instance_uid)) == 1
+
+
+def test_other_bytes_under_a_uid_are_a_new_revision_with_a_warning(
+    database: Database, stored_instance: StoredInstanceFactory
+) -> None:
+    first = stored_instance()
+    second = replace(first, sha256="f" * 64, path="instances/other.dcm")
+    register(database, first)
+    assert register(database, second)
+    uid = first.study_instance_uid
+    with database.transaction() as connection:
+        (newest,) = studies.instances(connection, uid)
+        warnings = [one for one in events.of_study(connection, uid) if one.subject != "study"]
+        assert connection.scalar(sa.select(func.count()).select_from(db.instance)) == 2
+    assert (newest.revision, newest.sha256, newest.path) == (2, second.sha256, second.path)
+    (warning,) = warnings
+    assert warning.subject == f"instance {first.sop_instance_uid}"
+    assert (warning.from_state, warning.to_state) == ("revision 1", "revision 2")
+    assert warning.reason is not None
+    assert warning.reason.startswith("WARNING")
+    shown = snapshot(database, Settings()).warnings
+    assert [one.code for one in shown] == ["replaced", "no-destination"]
+
+
+def test_the_first_bytes_coming_back_after_others_are_a_third_revision(
+    database: Database, stored_instance: StoredInstanceFactory
+) -> None:
+    first = stored_instance()
+    register(database, first)
+    register(database, replace(first, sha256="f" * 64))
+    assert register(database, first)
+    with database.transaction() as connection:
+        (newest,) = studies.instances(connection, first.study_instance_uid)
+    assert (newest.revision, newest.sha256) == (3, first.sha256)
+
+
+def test_one_sop_instance_uid_in_two_studies_is_two_instances(
+    database: Database, stored_instance: StoredInstanceFactory
+) -> None:
+    first = stored_instance()
+    other = stored_instance(sop_instance_uid=first.sop_instance_uid)
+    assert register(database, first)
+    assert register(database, other)
+    with database.transaction() as connection:
+        assert studies.instances(connection, other.study_instance_uid)[0].revision == 1
+
+
+def test_each_instance_puts_completion_off(
+    database: Database, stored_instance: StoredInstanceFactory
+) -> None:
+    stored = stored_instance()
+    register(database, stored, quiet=MINUTE)
+    time_passes(database, 59)
+    register(database, stored_instance(study_instance_uid=stored.study_instance_uid), quiet=MINUTE)
+    study = found(database, stored.study_instance_uid)
+    assert study.settle_at - study.received_at == MINUTE
+    assert settle(database) == 0
+
+
+def test_instances_that_arrive_together_are_all_kept(
+    database: Database, stored_instance: StoredInstanceFactory
+) -> None:
+    uid = stored_instance().study_instance_uid
+    arriving = [stored_instance(study_instance_uid=uid) for _ in range(10)]
+    with ThreadPoolExecutor(5) as pool:
+        outcomes = list(pool.map(lambda one: register(database, one), arriving * 2))
+    assert outcomes.count(True) == len(arriving)
+    with database.transaction() as connection:
+        kept = studies.instances(connection, uid)
+    assert {one.sop_instance_uid for one in kept} == {one.sop_instance_uid for one in arriving}
+    assert found(database, uid).revision == 1
+
+
+# -- late instances --------------------------------------------------------------------------------
+
+
+def test_an_instance_that_comes_while_the_job_is_queued_belongs_to_its_revision(
+    database: Database, stored_instance: StoredInstanceFactory
+) -> None:
+    stored = stored_instance()
+    register(database, stored, quiet=NOTHING, ready=NOTHING)
+    settle(database)
+    uid = stored.study_instance_uid
+    register(database, stored_instance(study_instance_uid=uid), quiet=NOTHING, ready=NOTHING)
+    study = found(database, uid)
+    assert (study.state, study.revision) == ("receiving", 1)
+    settle(database)
+    assert len(job_ids(database, uid)) == 1
+    with database.transaction() as connection:
+        snapshot_ = studies.snapshot(connection, uid)
+    assert snapshot_ is not None
+    assert len(snapshot_[1]) == 2
+
+
+@pytest.mark.parametrize("ended", [False, True], ids=["running", "ended"])
+def test_an_instance_that_comes_after_the_job_started_begins_a_revision(
+    database: Database, stored_instance: StoredInstanceFactory, ended: bool
+) -> None:
+    stored = stored_instance()
+    register(database, stored, quiet=NOTHING, ready=NOTHING)
+    settle(database)
+    uid = stored.study_instance_uid
+    held = claimed(database, job_ids(database, uid)[0])
+    if ended:
+        with database.transaction() as connection:
+            jobs.refuse(connection, held, "NOT_FRONTAL", "view is lateral")
+    register(database, stored_instance(study_instance_uid=uid), quiet=NOTHING, ready=NOTHING)
+    study = found(database, uid)
+    assert (study.state, study.revision) == ("receiving", 2)
+    assert transitions(database, uid, "study") == [
+        (None, "receiving"),
+        ("receiving", "complete"),
+        ("complete", "receiving"),
+    ]
+    settle(database)
+    with database.transaction() as connection:
+        assert [one.revision for one in jobs.of_study(connection, uid)] == [1, 2]
+
+
+def test_several_late_instances_are_one_revision(
+    database: Database, stored_instance: StoredInstanceFactory
+) -> None:
+    stored = stored_instance()
+    register(database, stored, quiet=NOTHING, ready=NOTHING)
+    settle(database)
+    uid = stored.study_instance_uid
+    claimed(database, job_ids(database, uid)[0])
+    for _ in range(3):
+        register(database, stored_instance(study_instance_uid=uid))
+    assert found(database, uid).revision == 2
+
+
+# -- ready and complete ----------------------------------------------------------------------------
+
+
+def test_a_study_with_a_readable_image_is_queued_when_the_sender_pauses(
+    database: Database, stored_instance: StoredInstanceFactory
+) -> None:
+    stored = stored_instance()
+    register(database, stored, quiet=MINUTE, ready=timedelta(seconds=3))
+    uid = stored.study_instance_uid
+    assert settle(database) == 0
+    time_passes(database, 4)
+    assert settle(database) == 1
+    assert found(database, uid).state == "receiving"
+    assert len(job_ids(database, uid)) == 1
+    assert settle(database) == 0
+
+
+@pytest.mark.parametrize("sop_class", studies.READABLE)
+def test_every_class_that_may_hold_the_image_makes_a_study_ready(
+    database: Database, stored_instance: StoredInstanceFactory, sop_class: str
+) -> None:
+    register(database, stored_instance(sop_class_uid=sop_class), ready=NOTHING)
+    assert settle(database) == 1
+
+
+@pytest.mark.parametrize("sop_class", [CT_IMAGE, KEY_OBJECT])
+def test_a_study_without_a_readable_image_waits_until_it_is_complete(
+    database: Database, stored_instance: StoredInstanceFactory, sop_class: str
+) -> None:
+    stored = stored_instance(sop_class_uid=sop_class)
+    register(database, stored, ready=NOTHING)
+    assert settle(database) == 0
+    time_passes(database, 61)
+    assert settle(database) == 2  # completed, and queued
+    assert found(database, stored.study_instance_uid).state == "complete"
+    assert len(job_ids(database, stored.study_instance_uid)) == 1
+
+
+def test_a_study_that_was_ready_gets_no_second_job_when_it_completes(
+    database: Database, stored_instance: StoredInstanceFactory
+) -> None:
+    stored = stored_instance()
+    register(database, stored, ready=NOTHING)
+    settle(database)
+    time_passes(database, 61)
+    assert settle(database) == 1
+    assert len(job_ids(database, stored.study_instance_uid)) == 1
+    assert transitions(database, stored.study_instance_uid, "study") == [
+        (None, "receiving"),
+        ("receiving", "complete"),
+    ]
+
+
+def test_each_model_gets_its_job(
+    database: Database, stored_instance: StoredInstanceFactory
+) -> None:
+    stored = stored_instance()
+    register(database, stored, ready=NOTHING)
+    assert settle(database, "demo", "other") == 2
+    with database.transaction() as connection:
+        made = jobs.of_study(connection, stored.study_instance_uid)
+    assert [one.model for one in made] == ["demo", "other"]
+
+
+def test_two_nodes_that_settle_together_queue_a_study_once(
+    database: Database, stored_instance: StoredInstanceFactory
+) -> None:
+    made = [stored_instance() for _ in range(10)]
+    for stored in made:
+        register(database, stored, quiet=NOTHING, ready=NOTHING)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: settle(database), range(8)))
+    settle(database)  # whatever one of them had locked while another looked
+    for stored in made:
+        assert len(job_ids(database, stored.study_instance_uid)) == 1
+        assert found(database, stored.study_instance_uid).state == "complete"
+
+
+def test_a_deferred_job_looks_again_when_a_new_image_has_had_its_pause(
+    database: Database, stored_instance: StoredInstanceFactory
+) -> None:
+    stored = stored_instance()
+    register(database, stored, quiet=10 * MINUTE, ready=NOTHING)
+    settle(database)
+    uid = stored.study_instance_uid
+    held = claimed(database, job_ids(database, uid)[0])
+    with database.transaction() as connection:
+        jobs.defer(connection, held, found(database, uid).settle_at, "not yet: NOT_FRONTAL")
+    late = stored_instance(study_instance_uid=uid)
+    register(database, late, quiet=10 * MINUTE, ready=MINUTE)
+    assert found(database, uid).revision == 1  # the waiting job will see it
+    with database.transaction() as connection:
+        (waiting,) = jobs.of_study(connection, uid)
+    assert waiting.due_at == found(database, uid).received_at + MINUTE
+
+
+# -- looking ---------------------------------------------------------------------------------------
+
+
+def test_a_snapshot_waits_for_an_arriving_instance(
+    database: Database, stored_instance: StoredInstanceFactory
+) -> None:
+    first = stored_instance()
+    register(database, first)
+    uid = first.study_instance_uid
+
+    def look() -> int:
+        with database.transaction() as connection:
+            seen = studies.snapshot(connection, uid)
+        assert seen is not None
+        return len(seen[1])
+
+    with ThreadPoolExecutor(1) as pool:
+        with database.transaction() as connection:
+            late = stored_instance(study_instance_uid=uid)
+            studies.register(connection, late, quiet=MINUTE, ready=MINUTE)
+            looking = pool.submit(look)
+            with pytest.raises(TimeoutError):
+                looking.result(timeout=0.3)
+        assert looking.result(timeout=10) == 2
+
+
+def test_a_study_that_never_came_is_none(database: Database) -> None:
+    with database.transaction() as connection:
+        assert studies.find(connection, "1.2.3") is None
+        assert studies.snapshot(connection, "1.2.3") is None
+        assert studies.instances(connection, "1.2.3") == ()
+
+
+def test_the_newest_studies_come_first(
+    database: Database, stored_instance: StoredInstanceFactory
+) -> None:
+    made = [stored_instance().study_instance_uid for _ in range(3)]
+    for uid in made:
+        register(database, stored_instance(study_instance_uid=uid), quiet=NOTHING)
+    with database.transaction() as connection:
+        newest = studies.newest(connection, state=None, limit=2)
+        assert studies.newest(connection, state="complete", limit=9) == []
+    assert [one.study_instance_uid for one in newest] == made[:0:-1]
+    settle(database)
+    with database.transaction() as connection:
+        assert len(studies.newest(connection, state="complete", limit=9)) == 3
