@@ -28,7 +28,7 @@ TICK_SECONDS = 1.0
 #: The heartbeat also asks the broker, so not at every tick.
 TICKS_PER_BEAT = 3
 
-Wake = Callable[[str, int], None]
+Wake = Callable[[str, int], bool]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +38,7 @@ class Node:
     settings: Settings
     database: Database
     storage: Storage
-    wake: Wake  #: tells a worker to look at a job or delivery, by task name and id
+    wake: Wake  #: tells a worker to look at a job or delivery; False: the broker is away
     broker_answers: Callable[[], bool]
 
     def serve(self, stop: threading.Event) -> None:
@@ -89,10 +89,11 @@ class Node:
         with self.database.transaction() as connection:
             due_jobs = jobs.nudge(connection, every=every)
             due_deliveries = deliveries.nudge(connection, every=every)
-        for job_id in due_jobs:
-            self.wake("worker.analyse", job_id)
-        for delivery_id in due_deliveries:
-            self.wake("worker.deliver", delivery_id)
+        due = [("worker.analyse", job_id) for job_id in due_jobs]
+        due += [("worker.deliver", delivery_id) for delivery_id in due_deliveries]
+        for task, row_id in due:
+            if not self.wake(task, row_id):
+                break  # the broker is away: one attempt a tick, the rest waits for the next sweep
 
     def _tick_or_log(self, *, beat: bool) -> None:
         try:

@@ -57,6 +57,7 @@ from dicom_node.errors import (
     ConfigurationError,
     NodeError,
     WrongSopClass,
+    trace,
 )
 from dicom_node.storage import (
     IMPLEMENTATION_CLASS_UID,
@@ -287,8 +288,9 @@ class Listener:
                 error,
             )
             return error.dimse_status
-        except Exception:
-            logger.exception("C-STORE of %s: our bug", request.AffectedSOPInstanceUID)
+        except Exception as error:
+            uid = request.AffectedSOPInstanceUID
+            logger.error("C-STORE of %s: our bug\n%s", uid, trace(error))
             return _PROCESSING_FAILURE
         return 0x0000
 

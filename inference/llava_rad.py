@@ -21,7 +21,6 @@ from pydicom.uid import (
     DigitalXRayImageStorageForPresentation,
     SecondaryCaptureImageStorage,
 )
-from sentencepiece import SentencePieceProcessor
 from torch import Tensor
 
 from inference import prompt, weights
@@ -82,7 +81,7 @@ class LlavaRad:
     ) -> None:
         self.networks = weights.load(source, device=device, quantise=quantise)
         self.device = device
-        self.pieces = SentencePieceProcessor(model_file=str(source.tokenizer))
+        self.pieces = source.pieces()
         self.words = WordPiece(source.words())
         self.algorithm = self._describe(source.digest(), quantised=quantise)
 

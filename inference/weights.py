@@ -34,6 +34,7 @@ from bitsandbytes.nn.modules import Linear4bit, Params4bit
 from numpy._core.multiarray import scalar
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from sentencepiece import SentencePieceProcessor
 from torch import Tensor, nn
 from transformers import BertConfig, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
@@ -82,22 +83,33 @@ class Source:
         return cls(base=bases[0], model=folder / "llava-rad")
 
     @property
-    def tokenizer(self) -> Path:
-        """SentencePiece model of the language model."""
-        return self.base / "tokenizer.model"
-
-    @property
     def text_tower(self) -> Path:
         """Folder with config and vocabulary of the text tower, beside the checkpoint."""
-        name = str(read_json(self.model / VISION_JSON)["text_cfg"]["hf_model_name"])
+        name = str(setting(self.model / VISION_JSON, "text_cfg", "hf_model_name"))
         return self.model / name.rsplit("/", 1)[-1]
 
+    def pieces(self) -> SentencePieceProcessor:
+        """Tokeniser of the language model.
+
+        Raises:
+            ModelUnavailable: it is missing or unreadable.
+        """
+        path = self.base / "tokenizer.model"
+        try:
+            return SentencePieceProcessor(model_file=str(path))
+        except (OSError, RuntimeError) as error:
+            raise ModelUnavailable(f"{path} can't be read: {error}") from error
+
     def words(self) -> list[str]:
-        """WordPiece vocabulary of the text tower, in the order of its ids."""
+        """WordPiece vocabulary of the text tower, in the order of its ids.
+
+        Raises:
+            ModelUnavailable: it is missing or unreadable.
+        """
         path = self.text_tower / "vocab.txt"
         try:
             return path.read_text(encoding="utf-8").splitlines()
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
             raise ModelUnavailable(f"{path}: {error}") from error
 
     def digest(self) -> str:
@@ -136,6 +148,8 @@ def load(source: Source, *, device: torch.device, quantise: bool = True) -> Netw
     language = _language(source, torch.float16 if quantise else dtype)
     projector = _projector(source, vision.config.width, language.config.hidden_size)
     text = _text(source, clip, vision.config.embedding)
+    _check_vocabulary("tokenizer.model", len(source.pieces()), language.config.vocab_size)
+    _check_vocabulary("vocab.txt", len(source.words()), text.transformer.config.vocab_size)
     if quantise:
         quantise_projections(language, device=device, compute=dtype)
     modules: list[tuple[nn.Module, torch.dtype]] = [
@@ -144,6 +158,11 @@ def load(source: Source, *, device: torch.device, quantise: bool = True) -> Netw
     for module, precision in modules:
         module.to(device, precision).eval().requires_grad_(False)
     return Networks(vision=vision, projector=projector, language=language, text=text)
+
+
+def _check_vocabulary(what: str, pieces: int, rows: int) -> None:
+    if pieces > rows:
+        raise ModelUnavailable(f"{what} has {pieces} pieces, the network only {rows} embeddings")
 
 
 def quantise_projections(
@@ -177,7 +196,7 @@ def _nf4(linear: nn.Linear, *, device: torch.device, compute: torch.dtype) -> Li
 
 
 def _vision(source: Source, clip: State) -> VisionEncoder:
-    size = int(read_json(source.model / VISION_JSON)["vision_cfg"]["image_size"])
+    size = int(setting(source.model / VISION_JSON, "vision_cfg", "image_size"))
     state = cut(clip, "visual.")
     try:
         config = VisionConfig.of(state, image_size=size)
@@ -237,8 +256,8 @@ def _adapter(source: Source) -> Iterator[tuple[str, Tensor]]:
     """
     if not (source.model / "adapter_config.json").exists():
         return
-    options = read_json(source.model / "adapter_config.json")
-    scale = options["lora_alpha"] / options["r"]
+    options = source.model / "adapter_config.json"
+    scale = setting(options, "lora_alpha") / setting(options, "r")
     state = read_tensors(source.model, "adapter_model")
     names = {key.removesuffix(".lora_A.weight").removesuffix(".lora_B.weight") for key in state}
     if state.keys() != {f"{name}.lora_{half}.weight" for name in names for half in "AB"}:
@@ -273,7 +292,7 @@ def fill(module: nn.Module, state: State, *, what: str) -> None:
 
 def _clip_state(source: Source) -> State:
     """The CLIP pair (``visual.*``, ``text.*``, ``logit_scale``) of the vision checkpoint."""
-    name = str(read_json(source.model / "config.json")["mm_vision_tower_checkpoint"])
+    name = str(setting(source.model / "config.json", "mm_vision_tower_checkpoint"))
     state = read_tensors(source.model, Path(name).stem)
     return {key.removeprefix("module."): tensor for key, tensor in state.items()}
 
@@ -296,6 +315,20 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ModelUnavailable(f"{path} is no JSON object")
     return content
+
+
+def setting(path: Path, *keys: str) -> Any:
+    """One value of a configuration file, below nested keys.
+
+    Raises:
+        ModelUnavailable: it is not there.
+    """
+    value: Any = read_json(path)
+    for key in keys:
+        if not isinstance(value, dict) or key not in value:
+            raise ModelUnavailable(f"{path} lacks {'.'.join(keys)}")
+        value = value[key]
+    return value
 
 
 def read_tensors(folder: Path, *stems: str) -> State:

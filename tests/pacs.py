@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from pydicom import Dataset
@@ -29,11 +29,13 @@ class Pacs:
         self.received: dict[str, bytes] = {}  #: data set by SOP Instance UID
         self.stores = 0  #: C-STORE requests, whatever they were answered
         self.lists = True  #: does C-FIND know what was stored?
+        self.while_storing: Callable[[], None] = lambda: None  #: before a C-STORE is answered
         entity = AE("PACS")
         for sop_class in (_VERIFICATION, _STUDY_ROOT_FIND, BasicTextSRStorage):
             entity.add_supported_context(
                 sop_class, [ExplicitVRLittleEndian, ImplicitVRLittleEndian]
             )
+        self._running = True
         self._server = entity.start_server(
             ("127.0.0.1", 0),
             block=False,
@@ -58,11 +60,14 @@ class Pacs:
         return Peer(**values)
 
     def stop(self) -> None:
-        """Stop listening."""
-        self._server.shutdown()
+        """Stop listening, now or at the end of the test."""
+        if self._running:
+            self._running = False
+            self._server.shutdown()
 
     def _store(self, event: evt.Event) -> int:
         self.stores += 1
+        self.while_storing()
         answer = self.answers.pop(0) if self.answers else 0x0000
         if answer == ABORT:
             event.assoc.abort()

@@ -15,7 +15,7 @@ import kombu.exceptions
 
 logger = logging.getLogger(__name__)
 
-Wake = Callable[[str, int], None]
+Wake = Callable[[str, int], bool]
 Queue = Literal["gpu", "net"]
 
 ANALYSE = "worker.analyse"
@@ -55,14 +55,18 @@ def make_app(broker_url: str) -> celery.Celery:
 
 
 def waker(broker_url: str) -> Wake:
-    """A function that nudges a worker; a broker that is away is logged, the sweep will repeat."""
+    """A function that nudges a worker: False if the broker is away, the sweep will repeat."""
     app = make_app(broker_url)
+    # kombu would try for 6 s per message, and the node's tick waits.
+    app.conf.broker_transport_options |= {"max_retries": 1, "interval_start": 0}
 
-    def wake(task: str, row_id: int) -> None:
+    def wake(task: str, row_id: int) -> bool:
         try:
             app.send_task(task, args=[row_id], queue=QUEUES[task], retry=False)
         except (kombu.exceptions.OperationalError, OSError) as error:
             logger.warning("broker away, %s %d waits: %s", task, row_id, type(error).__name__)
+            return False
+        return True
 
     return wake
 

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
 from dicom_node.errors import NodeError
-from inference.findings import InferenceError
 
 app = typer.Typer(
     name="dicom-node",
@@ -39,9 +38,21 @@ def main() -> None:
     """Entry point: an expected failure is one line and exit code 1, a bug is a traceback."""
     try:
         app()
-    except (NodeError, InferenceError) as error:
-        print(f"dicom-node: {error}", file=sys.stderr)
-        sys.exit(1)
+    except NodeError as error:
+        _end(error)
+    except _inference_error() as error:  # asked only now: the guard looks before anyone imports
+        _end(error)
+
+
+def _inference_error() -> type[Exception]:
+    from inference.findings import InferenceError
+
+    return InferenceError
+
+
+def _end(error: Exception) -> NoReturn:
+    print(f"dicom-node: {error}", file=sys.stderr)
+    sys.exit(1)
 
 
 @app.command()

@@ -38,10 +38,11 @@ def run(settings: Settings) -> None:
 
 def serve(settings: Settings) -> None:
     """The DICOM side, until SIGTERM or SIGINT."""
+    guard.check()
+
     from dicom_node.node import Node
     from worker.app import broker_check, waker
 
-    guard.check()
     wiring.log_to_stderr()
     broker_url = wiring.broker_url(settings)
     stop = threading.Event()
@@ -95,9 +96,10 @@ def _child(settings: Settings, name: str, *arguments: str) -> Command:
 
 def doctor(settings: Settings, peer: str | None, *, as_json: bool) -> None:
     """Run all checks; exit code 1 when one fails."""
+    guard.check()
+
     from dicom_node import doctor as checks
 
-    guard.check()
     if peer is not None:
         peers = [wiring.peer(settings, peer)]
         found = checks.peers(settings, wiring.database_or_none(settings), peers)

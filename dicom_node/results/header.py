@@ -15,10 +15,11 @@ from datetime import datetime, timedelta, timezone
 from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
 from pydicom.sr.coding import Code
-from pydicom.uid import ExplicitVRLittleEndian
+from pydicom.uid import UID, ExplicitVRLittleEndian
 
 from dicom_node.results import source, uids
 from dicom_node.results.record import DEMO, TIMEZONE_OFFSET, DraftRecord, Reference
+from dicom_node.storage import IMPLEMENTATION_CLASS_UID
 from inference.findings import Algorithm
 
 ACQUISITION_EQUIPMENT = Code("109101", "DCM", "Acquisition Equipment")  # PS3.16 CID 7005
@@ -385,7 +386,7 @@ def _file_meta(ds: Dataset, record: DraftRecord) -> FileMetaDataset:
     meta.MediaStorageSOPClassUID = ds.SOPClassUID
     meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    meta.ImplementationClassUID = uids.IMPLEMENTATION_CLASS_UID
+    meta.ImplementationClassUID = UID(IMPLEMENTATION_CLASS_UID)
     meta.ImplementationVersionName = f"DCMNODE_{record.node.version}"[:16]  # SH
     return meta
 

@@ -19,10 +19,6 @@ def _derive(kind: str, *name: object) -> UID:
     return UID(f"2.25.{uuid5(_NAMESPACE, json.dumps([kind, *name])).int}")
 
 
-#: PS3.7 D.3.3.2: names this implementation in file meta and associations.
-IMPLEMENTATION_CLASS_UID = _derive("implementation class", "dicom-node")
-
-
 def node_uid(installation_id: str) -> UID:
     """Return the Device UID of this installation (PS3.16 TID 1004, Device Observer UID)."""
     return _derive("node", installation_id)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import zlib
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -19,6 +20,7 @@ from tests.dicom_node.network import DIGITAL_X_RAY, associate, send_raw
 _PREAMBLE, _PREFIX = 128, b"DICM"  # PS3.10 7.1
 _META_GROUP = b"\x02\x00"
 _LONG_VRS = (b"OB", b"OW", b"OF", b"OD", b"OL", b"OV", b"SQ", b"UC", b"UR", b"UT", b"UN")
+_SOP_CLASS_UID, _SOP_INSTANCE_UID = 0x00080016, 0x00080018
 _FALLBACK = (DIGITAL_X_RAY, ImplicitVRLittleEndian)
 
 
@@ -42,8 +44,9 @@ def claim_of(path: Path) -> Claim:
     inside = _identity(data_set, syntax)
     invented = f"2.25.{int(hashlib.sha256(content).hexdigest()[:30], 16)}"
     return Claim(
-        sop_class_uid=UID(meta.get(0x0002) or inside.get("SOPClassUID") or DIGITAL_X_RAY),
-        sop_instance_uid=meta.get(0x0003) or inside.get("SOPInstanceUID") or invented,
+        # A sender that reads its data set, as modalities do, overrides a file meta that lies.
+        sop_class_uid=UID(inside.get(_SOP_CLASS_UID) or meta.get(0x0002) or DIGITAL_X_RAY),
+        sop_instance_uid=inside.get(_SOP_INSTANCE_UID) or meta.get(0x0003) or invented,
         transfer_syntax=syntax,
         data_set=data_set,
     )
@@ -91,20 +94,24 @@ def _guess(data_set: bytes) -> UID:
     return ExplicitVRBigEndian if data_set[:1] == b"\0" else ExplicitVRLittleEndian
 
 
-def _identity(data_set: bytes, syntax: UID) -> dict[str, str]:
-    """SOP class and instance as the data set names them, if it can be read at all."""
-    tags: list[int] = [0x00080016, 0x00080018]
+def _identity(data_set: bytes, syntax: UID) -> dict[int, str]:
+    """SOP class and instance as the data set names them, raw, if it can be read so far."""
     try:
         found = read_dataset(
-            BytesIO(data_set),
+            BytesIO(_inflated(data_set) if syntax.is_deflated else data_set),
             syntax.is_implicit_VR,
             syntax.is_little_endian,
-            stop_when=lambda tag, vr, length: tag > tags[-1],
+            stop_when=lambda tag, vr, length: tag > _SOP_INSTANCE_UID,
         )
-        return {
-            keyword: str(found[keyword].value)
-            for keyword in ("SOPClassUID", "SOPInstanceUID")
-            if keyword in found
-        }
-    except (ValueError, LookupError, EOFError, NotImplementedError, OSError):
+    except (ValueError, LookupError, EOFError, NotImplementedError, OSError, zlib.error):
         return {}
+    raw = {
+        tag: found.get_item(tag).value
+        for tag in (_SOP_CLASS_UID, _SOP_INSTANCE_UID)
+        if tag in found
+    }
+    return {tag: value.decode("latin-1").rstrip("\0 ") for tag, value in raw.items() if value}
+
+
+def _inflated(data_set: bytes) -> bytes:
+    return zlib.decompress(data_set, wbits=-zlib.MAX_WBITS)  # PS3.5 A.5

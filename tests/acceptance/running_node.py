@@ -182,6 +182,11 @@ class RunningNode:
         self._run.wait()
         self.start()
 
+    def logs(self) -> str:
+        """The last lines of every log."""
+        files = [self.home / "run.log", *sorted((self.data / "log").glob("*.log"))]
+        return "\n".join(f"{file}:\n{_tail(file)}" for file in files)
+
     # -- what it says --------------------------------------------------------------------------
 
     def cli(
@@ -241,18 +246,23 @@ class RunningNode:
         found = self.status()
         return bool(found["healthy"])
 
-    def wait_ended(self, study_instance_uid: str) -> dict[str, Any]:
-        """Until a study is complete and nothing of it is under way; its account."""
+    def wait_ended(self, *study_instance_uids: str) -> list[dict[str, Any]]:
+        """Until the studies are complete and nothing of them is under way; their accounts."""
 
-        def ended() -> dict[str, Any] | None:
-            found = self.study(study_instance_uid)
-            return found if found is not None and is_ended(found) else None
+        def ended() -> list[dict[str, Any]] | None:
+            accounts = []
+            for uid in study_instance_uids:
+                found = self.study(uid)
+                if found is None or not _is_ended(found):
+                    return None
+                accounts.append(found)
+            return accounts
 
-        return wait_for(f"study {study_instance_uid} ends", START_SECONDS, ended)
+        seconds = START_SECONDS + STUDY_SECONDS * len(study_instance_uids)
+        return wait_for(f"{len(study_instance_uids)} studies end", seconds, ended)
 
 
-def is_ended(found: dict[str, Any]) -> bool:
-    """Is a study (``study --json``) complete, with nothing under way?"""
+def _is_ended(found: dict[str, Any]) -> bool:
     deliveries = [one for draft in found["drafts"] for one in draft["deliveries"]]
     return (
         found["state"] == "complete"
@@ -270,6 +280,9 @@ def running(home: Path, *, pacs_title: str, pacs_port: int) -> Iterator[RunningN
         node.start()
         node.wait_healthy()
         yield node
+    except BaseException:
+        print(node.logs())  # pytest shows it with the failure
+        raise
     finally:
         code = node.stop()
     assert code == 0, f"run ended with exit code {code}, see {home}/run.log"
@@ -291,7 +304,8 @@ def mentioning(folder: Path) -> list[str]:
 
 def _is(process: psutil.Process, part: str) -> bool:
     try:
-        words = process.cmdline()
+        # Valkey writes its whole title into its first word.
+        words = " ".join(process.cmdline()).split()
     except (psutil.NoSuchProcess, psutil.ZombieProcess):
         return False
     # unshare, flock and setpriv come before the program they become.
@@ -299,6 +313,10 @@ def _is(process: psutil.Process, part: str) -> bool:
     ours = program.startswith("python") and "dicom_node.cli" in words
     server = program == "postgres" or program.startswith("valkey")
     return (ours or server) and any(word.startswith(PARTS[part]) for word in words)
+
+
+def _tail(file: Path, lines: int = 15) -> str:
+    return "\n".join(file.read_text("utf-8", errors="replace").splitlines()[-lines:])
 
 
 def _kill(processes: list[psutil.Process]) -> None:

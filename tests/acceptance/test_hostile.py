@@ -71,8 +71,7 @@ def test_every_hostile_study_ends_with_a_reason_and_no_process_dies(
         stored = studies.newest(connection, state=None, limit=1000)
     assert stored
     ends: Counter[str] = Counter()
-    for one in stored:
-        found = node.wait_ended(one.study_instance_uid)
+    for found in node.wait_ended(*(one.study_instance_uid for one in stored)):
         job = found["jobs"][-1]
         assert job["choice"] or job["reason"], found
         assert job["reason"] is None or "bug" not in job["reason"], found

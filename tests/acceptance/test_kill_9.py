@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,9 +25,7 @@ from tests.acceptance.running_node import (
     MODALITY,
     PARTS,
     START_SECONDS,
-    STUDY_SECONDS,
     RunningNode,
-    is_ended,
     wait_for,
 )
 from tests.pacs import Pacs
@@ -118,30 +117,20 @@ def test_nothing_acknowledged_is_lost_and_no_study_drafted_twice_by_kill_9_of(
     modality.join(START_SECONDS)
     assert len(modality.acknowledged) == len(sent), modality.refusals
 
-    _wait_all_ended(node, studies)
+    accounts = node.wait_ended(*(study[0].study_instance_uid for study in studies))
     node.wait_healthy()
     seconds = time.monotonic() - started
     say(
         f"{victim}: killed at steps {moments} of {everything}, {len(studies)} studies in"
         f" {seconds:.0f} s, {modality.refusals.total()} sendings refused"
     )
-    for study in studies:
-        _assert_kept(node, study)
-        _assert_drafted_once(node, study[0].study_instance_uid)
+    for study, found in zip(studies, accounts, strict=True):
+        _assert_kept(node, study, found)
+        _assert_drafted_once(node, found)
     _assert_delivered_once(pacs, studies)
 
 
-def _wait_all_ended(node: RunningNode, studies: Sequence[list[Sent]]) -> None:
-    def all_ended() -> bool | None:
-        found = [node.study(study[0].study_instance_uid) for study in studies]
-        return all(one is not None and is_ended(one) for one in found) or None
-
-    wait_for("all studies end", START_SECONDS + STUDY_SECONDS * len(studies), all_ended)
-
-
-def _assert_kept(node: RunningNode, study: Sequence[Sent]) -> None:
-    found = node.study(study[0].study_instance_uid)
-    assert found is not None
+def _assert_kept(node: RunningNode, study: Sequence[Sent], found: dict[str, Any]) -> None:
     instances = {one["sop_instance_uid"]: one for one in found["instances"]}
     assert set(instances) == {one.sop_instance_uid for one in study}
     for one in study:
@@ -152,9 +141,7 @@ def _assert_kept(node: RunningNode, study: Sequence[Sent]) -> None:
         assert phantoms.data_set_of(file) == one.data_set
 
 
-def _assert_drafted_once(node: RunningNode, study_instance_uid: str) -> None:
-    found = node.study(study_instance_uid)
-    assert found is not None
+def _assert_drafted_once(node: RunningNode, found: dict[str, Any]) -> None:
     assert [one["state"] for one in found["jobs"]] == ["drafted"] * len(found["jobs"]), found
     (draft,) = found["drafts"]
     assert [one["state"] for one in draft["deliveries"]] == ["delivered"], found

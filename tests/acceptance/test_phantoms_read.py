@@ -14,18 +14,12 @@ import pytest
 
 from dicom_node import retrieval, scu
 from inference.demo import report
+from inference.demo.evaluate import TEST_SEED
 from inference.demo.model import DemoModel
 from inference.demo.phantom import scene
-from inference.demo.evaluate import TEST_SEED
 from tests.acceptance import phantoms
 from tests.acceptance.phantoms import Sent
-from tests.acceptance.running_node import (
-    MODALITY,
-    START_SECONDS,
-    STUDY_SECONDS,
-    RunningNode,
-    wait_for,
-)
+from tests.acceptance.running_node import MODALITY, RunningNode
 from tests.pacs import Pacs
 
 BODIES = 4  # phantoms per finding set
@@ -51,7 +45,6 @@ def labels(full: bool) -> list[frozenset[str]]:
 @pytest.fixture(scope="module")
 def upright(
     node: RunningNode,
-    pacs: Pacs,
     labels: list[frozenset[str]],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> list[Sent]:
@@ -60,7 +53,7 @@ def upright(
     sent = [
         one for index, drawn in enumerate(labels) for one in phantoms.make(folder, index, drawn)
     ]
-    _send(node, pacs, sent)
+    _send(node, sent)
     return sent
 
 
@@ -122,7 +115,7 @@ def test_drafts_are_wrong_where_monochrome1_is_not_inverted(
         for index, upside in enumerate(upright)
         for one in phantoms.make(tmp_path, index, upside.labels, claim_monochrome2=True)
     ]
-    _send(node, pacs, sent)
+    _send(node, sent)
     score = report.score(_drafts(pacs, sent))
     say(f"not inverted: {score}")
     assert score.n == len(upright)
@@ -135,15 +128,10 @@ def model() -> DemoModel:
     return DemoModel.load(device="cpu")
 
 
-def _send(node: RunningNode, pacs: Pacs, sent: Sequence[Sent]) -> None:
+def _send(node: RunningNode, sent: Sequence[Sent]) -> None:
     outcomes = scu.send_files([one.path for one in sent], node.peer, MODALITY)
     assert [one.failure for one in outcomes if one.failure] == []
-    wanted = {one.study_instance_uid for one in sent}
-    wait_for(
-        f"{len(sent)} drafts come back",
-        START_SECONDS + STUDY_SECONDS * len(sent),
-        lambda: wanted <= set(_texts(pacs)) or None,
-    )
+    node.wait_ended(*(one.study_instance_uid for one in sent))
 
 
 def _texts(pacs: Pacs) -> dict[str, str]:

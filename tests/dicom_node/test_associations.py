@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from datetime import timedelta
 
 import pytest
 import sqlalchemy as sa
@@ -54,32 +54,16 @@ def test_the_latest_come_first(database: Database) -> None:
 
 
 def test_a_port_scan_does_not_fill_the_table(database: Database) -> None:
-    with database.transaction() as connection:  # older than any that comes now
-        connection.execute(
-            sa.insert(db.refused_association),
-            [
-                {
-                    "calling_ae_title": f"SCAN{number}",
-                    "address": "10.0.0.1",
-                    "reason": REASON,
-                    "count": 1,
-                    "last": func.now() - sa.text(f"interval '{KEPT - number} minutes'"),
-                }
-                for number in range(1)
-            ],
-        )
-        rows: Callable[[int], dict[str, object]] = lambda number: {  # noqa: E731
-            "calling_ae_title": f"SCAN{number}",
-            "address": "10.0.0.1",
-            "reason": REASON,
-            "count": 1,
-        }
-        for number in range(1, KEPT + 10):
-            age = sa.text(f"interval '{2 * KEPT - number} minutes'")
-            connection.execute(
-                sa.insert(db.refused_association).values(**rows(number), last=func.now() - age)
-            )
+    scan = sa.select(
+        sa.literal("SCAN") + sa.cast(sa.column("number"), sa.Text),
+        sa.literal("10.0.0.1"),
+        sa.literal(REASON),
+        sa.literal(1),
+        func.now() - sa.column("number", sa.Integer) * timedelta(minutes=1),
+    ).select_from(func.generate_series(1, KEPT + 10).alias("number"))
+    columns = ["calling_ae_title", "address", "reason", "count", "last"]
+    with database.transaction() as connection:
+        connection.execute(sa.insert(db.refused_association).from_select(columns, scan))
     refuse(database, ("NEW", "10.0.0.1", REASON))
-    kept = latest(database, limit=1000)
-    assert len(kept) == KEPT
-    assert kept[0].calling_ae_title == "NEW"
+    kept = [one.calling_ae_title for one in latest(database, limit=1000)]
+    assert kept == ["NEW", *(f"SCAN{number}" for number in range(1, KEPT))]

@@ -27,9 +27,7 @@ def embedding(seed: int, *, digest: str = "model") -> Embedding:
 
 def write(database: Database, draft: Draft, vector: Embedding, kind: Kind = "image") -> None:
     with database.transaction() as connection:
-        retrieval.write(
-            connection, draft.study_instance_uid, draft.sop_instance_uid, kind, vector
-        )
+        retrieval.write(connection, draft.study_instance_uid, draft.sop_instance_uid, kind, vector)
 
 
 def nearest(

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -15,8 +16,10 @@ from hypothesis import strategies as st
 from pydicom.dataset import Dataset
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import AE, AllStoragePresentationContexts, evt
+from pynetdicom.dimse import DIMSEServiceProvider
 from pynetdicom.dimse_primitives import C_STORE
 
+from dicom_node import scu
 from dicom_node.config import Peer
 from dicom_node.errors import ConfigurationError, PeerError, PeerRefused, Unreadable
 from dicom_node.scp import TRANSFER_SYNTAXES
@@ -208,7 +211,11 @@ def answer_without_status(event: evt.Event) -> int:
     answer = C_STORE()
     answer.MessageIDBeingRespondedTo = event.request.MessageID
     event.assoc.dimse.send_msg(answer, event.context.context_id)
-    return abort(event)
+    deadline = time.monotonic() + PATIENCE
+    while not event.assoc.acse.is_aborted() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    event.assoc.is_established = False  # no second answer into the aborted association
+    return 0x0000
 
 
 @pytest.mark.parametrize("misdeed", [abort, close, answer_without_status])
@@ -417,6 +424,30 @@ def test_a_peer_that_always_breaks_off_ends_the_sending(pacs: Pacs, make_file: M
     outcomes = send(pacs, [make_file(uid=f"1.2.{n}") for n in range(3)])
     assert all(outcome.failure for outcome in outcomes)
     assert pacs.associations == 3
+
+
+def test_no_answer_is_lost_to_pynetdicoms_reactor(
+    pacs: Pacs, make_file: MakeFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class WideGap(scu._Checkpoint):
+        def wait(self, timeout: float | None = None) -> bool:
+            opened = super().wait(timeout)
+            time.sleep(0.02)
+            return opened
+
+    send_message = DIMSEServiceProvider.send_msg
+
+    def send_and_dawdle(dimse: DIMSEServiceProvider, *message: Any) -> None:
+        send_message(dimse, *message)
+        if dimse.assoc.is_requestor:
+            time.sleep(0.04)
+
+    monkeypatch.setattr(scu, "_Checkpoint", WideGap)
+    monkeypatch.setattr(DIMSEServiceProvider, "send_msg", send_and_dawdle)
+    files = [make_file(uid=f"1.2.{n}") for n in range(10)]
+    outcomes = send_files(files, pacs.peer(), "DICOMNODE", timeouts=Timeouts(answer=2))
+    assert [outcome.failure for outcome in outcomes] == [None] * 10
+    assert pacs.associations == 1
 
 
 def test_the_peers_status_is_kept_for_each_file(pacs: Pacs, make_file: MakeFile) -> None:

@@ -25,9 +25,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from inference import prompt
-from inference.findings import Image, ModelUnavailable
+from inference.findings import Image, ModelFailure, ModelUnavailable
 from inference.generate import greedy
-from inference.llava_rad import LlavaRad, find_device
+from inference.llava_rad import LlavaRad, device_errors, find_device
 from inference.models import ReportModel
 from inference.vision import preprocess
 from inference.weights import Source, merged_language
@@ -225,6 +225,24 @@ def test_radiographs_are_accepted(
 
 def test_an_empty_header_is_not_accepted(model: LlavaRad) -> None:
     assert not model.accepts(Dataset())
+
+
+def test_a_vector_that_is_not_finite_fails_the_report(model: LlavaRad) -> None:
+    weight = model.networks.text.proj[2].weight
+    before = weight.clone()
+    weight.fill_(float("nan"))
+    try:
+        with pytest.raises(ModelFailure, match="not finite"):
+            model.embed_text("The lungs are clear.")
+    finally:
+        weight.copy_(before)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, torch.AcceleratorError])
+def test_a_device_that_gives_out_may_be_tried_again(error: type[Exception]) -> None:
+    with pytest.raises(ModelFailure, match=error.__name__) as failure, device_errors():
+        raise error("device")
+    assert failure.value.retry
 
 
 def test_weights_must_be_given() -> None:

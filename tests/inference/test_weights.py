@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn.modules import Linear4bit
 from safetensors.torch import save_file
+from sentencepiece import SentencePieceTrainer
 from torch import Tensor, nn
 from transformers import BertConfig, LlamaConfig, LlamaForCausalLM
 
@@ -32,6 +34,17 @@ BERT = BertConfig(
 VISION = VisionConfig(image_size=28, patch=14, width=64, depth=2, embedding=16)
 QUERY = "model.layers.0.self_attn.q_proj"
 CHECKPOINT = "biomedclipcxr_518_checkpoint.pt"
+
+
+PIECES_FILE = BytesIO()
+SentencePieceTrainer.train(
+    sentence_iterator=iter(["the lungs are clear", "the heart is normal"]),
+    model_writer=PIECES_FILE,
+    vocab_size=40,
+    model_type="bpe",
+    minloglevel=2,
+)
+PIECES = PIECES_FILE.getvalue()
 
 
 def written(path: Path, content: object) -> None:
@@ -84,6 +97,8 @@ def source(tmp_path: Path) -> Source:
         {"vision_cfg": {"image_size": 28}, "text_cfg": {"hf_model_name": "microsoft/BERT"}},
     )
     written(model / "BERT" / "config.json", BERT.to_dict())
+    (model / "BERT" / "vocab.txt").write_text("\n".join("abcdefghi"))
+    (base / "tokenizer.model").write_bytes(PIECES)
     text = TextEncoder(BERT, VISION.embedding)
     clip = prefixed(VisionEncoder(VISION), "module.visual.") | prefixed(text, "module.text.")
     clip["module.text.transformer.pooler.dense.weight"] = torch.ones(32, 32)
@@ -273,6 +288,35 @@ def test_a_broken_file_is_named(source: Source, file: str, fault: str) -> None:
     else:
         path.write_bytes(b"\x00junk")
     with pytest.raises(ModelUnavailable, match=path.stem):
+        load(source, device=CPU)
+
+
+@pytest.mark.parametrize("file", ["llava-rad/BERT/vocab.txt", "vicuna-7b-v1.5/tokenizer.model"])
+def test_a_missing_tokeniser_is_named(source: Source, file: str) -> None:
+    path = source.model.parent / file
+    path.unlink()
+    with pytest.raises(ModelUnavailable, match=path.name):
+        load(source, device=CPU)
+
+
+def test_a_tokeniser_of_another_model_is_named(source: Source) -> None:
+    with (source.text_tower / "vocab.txt").open("a") as file:
+        file.write("\nj")
+    with pytest.raises(ModelUnavailable, match=r"vocab\.txt has 10 pieces"):
+        load(source, device=CPU)
+
+
+@pytest.mark.parametrize(
+    ("file", "lacking"),
+    [
+        ("config.json", "mm_vision_tower_checkpoint"),
+        ("biomedclipcxr_518.json", "vision_cfg.image_size"),
+        ("adapter_config.json", "lora_alpha"),
+    ],
+)
+def test_a_setting_that_is_not_there_is_named(source: Source, file: str, lacking: str) -> None:
+    written(source.model / file, {"vision_cfg": 1})
+    with pytest.raises(ModelUnavailable, match=rf"{file} lacks {lacking}"):
         load(source, device=CPU)
 
 

@@ -1,0 +1,282 @@
+"""Status: healthy only when nobody needs to do anything, and what to do when somebody must."""
+
+from __future__ import annotations
+
+import json
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy import func
+
+from dicom_node import associations, db, deliveries, heartbeats, jobs
+from dicom_node.config import Peer, Settings
+from dicom_node.db import Database
+from dicom_node.deliveries import Delivery
+from dicom_node.drafts import Draft
+from dicom_node.status import LOW_BYTES, WORRYING_ATTEMPTS, Status, snapshot, to_json
+from tests.conftest import DraftFactory, JobFactory, StudyFactory
+from tests.dicom_node.states import MINUTE, claimed
+
+PEER = Peer(name="pacs", ae_title="PACS", host=("10.0.0.5",))
+SETTINGS = Settings(peers=(PEER,))
+PLENTY = 10 * LOW_BYTES
+
+#: interface.md, `status --json`: the keys that must be there
+STATUS = {
+    "version",
+    "healthy",
+    "problems",
+    "node",
+    "database",
+    "broker",
+    "workers",
+    "studies",
+    "jobs",
+    "deliveries",
+    "peers",
+    "refused_associations",
+    "storage",
+}
+PROBLEM = {"code", "text", "fix"}
+NODE = {"ae_title", "host", "port", "up"}
+WORKER = {"name", "model", "device", "state", "seconds_per_report", "last_seen"}
+PEER_KEYS = {"name", "last_received", "last_sent", "failures"}
+REFUSED = {"calling_ae_title", "address", "reason", "count", "last"}
+STORAGE = {"free_bytes", "state"}
+
+
+@pytest.fixture
+def running(database: Database) -> Database:
+    """A database in which everything beats."""
+    with database.transaction() as connection:
+        node = {"broker_up": True, "free_bytes": PLENTY}
+        heartbeats.beat(connection, "node@host:1", "node", node)
+        facts = {"model": "demo", "device": "cpu", "state": "idle", "seconds_per_report": 1.5}
+        heartbeats.beat(connection, "gpu@host:2", "gpu", facts)
+        heartbeats.beat(connection, "net@host:3", "net", {"state": "idle"})
+    return database
+
+
+def codes(database: Database | None) -> list[str]:
+    return [one.code for one in snapshot(database, SETTINGS).problems]
+
+
+def document(status: Status) -> dict[str, Any]:
+    read: dict[str, Any] = json.loads(json.dumps(to_json(status)))
+    return read
+
+
+def silence(database: Database, role: str) -> None:
+    with database.transaction() as connection:
+        connection.execute(
+            sa.update(db.process)
+            .where(db.process.c.role == role)
+            .values(last_seen=func.now() - timedelta(minutes=2))
+        )
+
+
+def facts(database: Database, **changes: object) -> None:
+    with database.transaction() as connection:
+        node = {"broker_up": True, "free_bytes": PLENTY, **changes}
+        heartbeats.beat(connection, "node@host:1", "node", node)
+
+
+def held_delivery(database: Database, draft: Draft) -> Delivery:
+    with database.transaction() as connection:
+        deliveries.create(connection, draft.study_instance_uid, draft.sop_instance_uid, (PEER,))
+        (made,) = deliveries.of_study(connection, draft.study_instance_uid)
+        held = deliveries.claim(connection, made.id, lease=MINUTE, worker="net")
+    assert held is not None
+    return held
+
+
+# -- problems --------------------------------------------------------------------------------------
+
+
+def test_a_node_in_which_everything_beats_is_healthy(running: Database) -> None:
+    found = snapshot(running, SETTINGS)
+    assert found.problems == ()
+    assert found.warnings == ()
+    assert found.healthy
+
+
+def test_a_node_that_does_not_run_is_named_part_by_part(database: Database) -> None:
+    assert codes(database) == ["node", "worker-gpu", "worker-net"]
+
+
+@pytest.mark.parametrize(
+    ("role", "code"), [("node", "node"), ("gpu", "worker-gpu"), ("net", "worker-net")]
+)
+def test_a_process_that_fell_silent_is_a_problem(running: Database, role: str, code: str) -> None:
+    silence(running, role)
+    assert codes(running) == [code]
+
+
+def test_a_broker_that_does_not_answer_the_node_is_a_problem(running: Database) -> None:
+    facts(running, broker_up=False)
+    assert codes(running) == ["broker"]
+    assert document(snapshot(running, SETTINGS))["broker"] == {"up": False}
+
+
+def test_little_free_space_is_a_problem(running: Database) -> None:
+    facts(running, free_bytes=LOW_BYTES - 1)
+    assert codes(running) == ["storage"]
+    assert document(snapshot(running, SETTINGS))["storage"] == {
+        "free_bytes": LOW_BYTES - 1,
+        "state": "low",
+    }
+
+
+def test_a_failed_job_is_a_problem_until_it_is_queued_again(
+    running: Database, job_factory: JobFactory
+) -> None:
+    held = claimed(running, job_factory())
+    with running.transaction() as connection:
+        jobs.fail(connection, held, "bug", "KeyError")
+    assert codes(running) == ["jobs"]
+    with running.transaction() as connection:
+        jobs.requeue_ended(connection, study_instance_uid=None)
+    assert codes(running) == []
+
+
+def test_a_failed_job_is_no_problem_once_a_later_one_of_its_study_is_drafted(
+    running: Database, job_factory: JobFactory, study_factory: StudyFactory
+) -> None:
+    uid = study_factory()
+    with running.transaction() as connection:
+        for revision in (1, 2):
+            job_id = jobs.create(connection, uid, revision, "demo")
+            assert job_id is not None
+            held = jobs.claim(connection, job_id, lease=MINUTE, worker="w")
+            assert held is not None
+            if revision == 1:
+                jobs.fail(connection, held, "bug", "KeyError")
+            else:
+                jobs.drafted(connection, held, {})
+    assert codes(running) == []
+    assert snapshot(running, SETTINGS).jobs == {"drafted": 1, "failed": 1}
+
+
+def test_a_refused_job_is_no_problem(running: Database, job_factory: JobFactory) -> None:
+    held = claimed(running, job_factory())
+    with running.transaction() as connection:
+        jobs.refuse(connection, held, "NOT_CHEST", "nothing says chest")
+    assert codes(running) == []
+
+
+def test_a_failed_delivery_is_a_problem_until_its_draft_is_superseded(
+    running: Database, draft_factory: DraftFactory
+) -> None:
+    draft = draft_factory()
+    held = held_delivery(running, draft)
+    with running.transaction() as connection:
+        deliveries.fail(connection, held, "refused")
+    assert codes(running) == ["deliveries"]
+    draft_factory(study_instance_uid=draft.study_instance_uid, revision=2, version=2)
+    assert codes(running) == []
+
+
+def test_a_delivery_that_keeps_failing_is_a_problem_that_names_its_peer(
+    running: Database, draft_factory: DraftFactory
+) -> None:
+    held = held_delivery(running, draft_factory())
+    with running.transaction() as connection:
+        deliveries.retry_later(connection, held, MINUTE, "unreachable")
+    assert codes(running) == []
+    with running.transaction() as connection:
+        connection.execute(sa.update(db.delivery).values(attempts=WORRYING_ATTEMPTS))
+    (problem,) = snapshot(running, SETTINGS).problems
+    assert problem.code == "peer"
+    assert "dicom-node doctor pacs" in problem.fix
+
+
+def test_a_database_that_is_away_is_the_only_problem(tmp_path: Path) -> None:
+    away = Database(f"postgresql+psycopg://user@/name?host={tmp_path}")
+    for database in (away, None):
+        found = document(snapshot(database, SETTINGS))
+        assert [one["code"] for one in found["problems"]] == ["database"]
+        assert (found["database"], found["broker"]) == ({"up": False}, {"up": False})
+        assert found["storage"] == {"free_bytes": None, "state": "unknown"}
+        assert set(found) >= STATUS
+
+
+def test_a_database_without_tables_says_what_to_run(empty_database_url: str) -> None:
+    empty = Database(empty_database_url)
+    (problem,) = snapshot(empty, SETTINGS).problems
+    empty.dispose()
+    assert "dicom-node db upgrade" in problem.text
+
+
+def test_a_node_without_destinations_is_warned_of(running: Database) -> None:
+    found = snapshot(running, Settings())
+    assert [one.code for one in found.warnings] == ["no-destination"]
+    assert found.healthy
+
+
+# -- the document ----------------------------------------------------------------------------------
+
+
+def test_the_document_has_the_keys_of_the_interface(
+    running: Database, draft_factory: DraftFactory
+) -> None:
+    held = held_delivery(running, draft_factory())
+    with running.transaction() as connection:
+        deliveries.fail(connection, held, "refused")
+        associations.refused(connection, "STRANGER", "10.0.0.9", "calling AE title unknown")
+    found = document(snapshot(running, SETTINGS))
+    assert set(found) >= STATUS
+    assert set(found["node"]) >= NODE
+    assert set(found["storage"]) >= STORAGE
+    for rows, keys in (
+        (found["problems"], PROBLEM),
+        (found["workers"], WORKER),
+        (found["peers"], PEER_KEYS),
+        (found["refused_associations"], REFUSED),
+    ):
+        assert rows
+        assert all(set(row) >= keys for row in rows)
+    assert found["node"] == {"ae_title": "DICOMNODE", "host": "0.0.0.0", "port": 11112, "up": True}
+    assert found["deliveries"] == {"failed": 1}
+    assert found["jobs"] == {"queued": 1}
+    assert found["studies"] == {"receiving": 1}
+    assert not found["healthy"]
+
+
+def test_workers_are_those_that_are_alive(running: Database) -> None:
+    silence(running, "net")
+    (worker,) = document(snapshot(running, SETTINGS))["workers"]
+    assert worker["name"] == "gpu@host:2"
+    assert (worker["model"], worker["device"], worker["state"]) == ("demo", "cpu", "idle")
+    assert worker["seconds_per_report"] == 1.5
+
+
+def test_a_peer_tells_what_passed(
+    running: Database, study_factory: StudyFactory, draft_factory: DraftFactory
+) -> None:
+    def of_peer() -> dict[str, Any]:
+        (row,) = document(snapshot(running, SETTINGS))["peers"]
+        found: dict[str, Any] = row
+        return found
+
+    nothing = {"name": "pacs", "last_received": None, "last_sent": None, "failures": 0}
+    assert of_peer() == nothing
+    study_factory(calling_ae_title="SOMEBODY ELSE")
+    assert of_peer() == nothing
+    uid = study_factory(calling_ae_title="PACS")
+    assert of_peer()["last_received"] is not None
+    held = held_delivery(running, draft_factory(study_instance_uid=uid))
+    with running.transaction() as connection:
+        deliveries.sent(connection, held, None)
+        deliveries.fail(connection, held, "not proven")
+    assert of_peer()["last_sent"] is not None
+    assert of_peer()["failures"] == 1
+
+
+def test_a_status_is_read_well_within_a_second(running: Database) -> None:
+    started = time.monotonic()
+    snapshot(running, SETTINGS)
+    assert time.monotonic() - started < 1

@@ -1,0 +1,68 @@
+"""A true report model without a network: what it says follows from the image by a rule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from pydicom import Dataset
+
+from inference.findings import Algorithm, Embedding, Findings, FloatVector, Image
+
+NAME = "rule"
+DIMENSIONS = 8
+
+
+class RuleModel:
+    """The same image always gets the same text and the same vector."""
+
+    def __init__(self, digest: str = "rule") -> None:
+        self.algorithm = Algorithm(
+            name="Rule",
+            version="1",
+            manufacturer="tests",
+            digest=digest,
+            parameters={"device": "cpu"},
+        )
+        self.seen: list[str] = []  #: SOP Instance UIDs of the images that were read
+        self.while_reading: Callable[[], None] = lambda: None  #: what happens meanwhile
+
+    @classmethod
+    def load(cls, path: Path | None, *, device: str) -> RuleModel:
+        """How the entry point makes one."""
+        return cls()
+
+    def accepts(self, header: Dataset) -> bool:
+        """Radiographs."""
+        return header.get("Modality") in ("CR", "DX")
+
+    def read(self, images: Sequence[Image], history: str | None) -> Findings:
+        """One sentence about the picture's brightness."""
+        (image,) = images
+        self.seen.append(image.sop_instance_uid)
+        self.while_reading()
+        text = f"The mean grey level is {image.pixels.mean():.3f}."
+        return Findings(
+            text=text,
+            algorithm=self.algorithm,
+            image_embedding=self.embed_image(image),
+            text_embedding=self.embed_text(text),
+            history=history,
+            seconds={"read": 0.0},
+        )
+
+    def embed_text(self, text: str) -> Embedding:
+        """How often which letters occur."""
+        counts = np.bincount(np.frombuffer(text.encode(), np.uint8) % DIMENSIONS)
+        return self._embedding(counts)
+
+    def embed_image(self, image: Image) -> Embedding:
+        """The picture's rows, coarsely."""
+        bands = np.array_split(image.pixels.mean(axis=1), DIMENSIONS)
+        return self._embedding(np.array([band.mean() for band in bands]))
+
+    def _embedding(self, values: FloatVector) -> Embedding:
+        vector = np.zeros(DIMENSIONS, np.float32)
+        vector[: len(values)] = values
+        return Embedding(vector=vector / np.linalg.norm(vector), digest=self.algorithm.digest)

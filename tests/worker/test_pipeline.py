@@ -1,0 +1,454 @@
+"""A study's way through the worker: from stored instances to a kept draft, or to a reason."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from datetime import timedelta
+from io import BytesIO
+from pathlib import Path
+
+import pydicom
+import pytest
+import sqlalchemy as sa
+from pydicom import Dataset
+from pydicom.uid import JPEG2000Lossless
+
+from dicom_node import db, deliveries, drafts, retrieval
+from dicom_node.db import Database
+from dicom_node.drafts import Draft
+from dicom_node.errors import Unreadable
+from dicom_node.jobs import Job, LeaseLost
+from dicom_node.results import text_sr
+from inference.demo.dicom import ACQUIRED
+from inference.findings import ModelFailure
+from tests.conftest import DIGITAL_X_RAY
+from tests.dicom_node.states import MINUTE, claimed, expire
+from tests.worker.conftest import ELSEWHERE, open_node
+from tests.worker.rule_model import RuleModel
+from tests.worker.study import Study, phantom
+from worker import pipeline
+from worker.host import ModelHost
+from worker.pipeline import Node
+
+NOTHING = timedelta(0)
+LATER = ACQUIRED + timedelta(minutes=5)
+
+
+def analyse(node: Node, host: ModelHost, job_id: int) -> Job:
+    """Claim the job and run the pipeline on it."""
+    held = claimed(node.database, job_id)
+    pipeline.analyse(node, host, held)
+    return held
+
+
+def read(study: Study, host: ModelHost) -> Job:
+    """Queue what is due of the study and read it; the job as it is then."""
+    analyse(study.node, host, study.queue())
+    return study.job
+
+
+def document(node: Node, draft: Draft) -> Dataset:
+    return pydicom.dcmread(node.storage.path(draft.path))
+
+
+def count(database: Database, table: sa.Table) -> int:
+    with database.transaction() as connection:
+        return connection.scalar(sa.select(sa.func.count()).select_from(table)) or 0
+
+
+# -- one frontal image -----------------------------------------------------------------------------
+
+
+def test_a_frontal_image_becomes_a_kept_draft(study: Study, host: ModelHost) -> None:
+    image = study.receive()
+    job = read(study, host)
+    assert (job.state, job.reason) == ("drafted", None)
+    assert job.choice == {"sop_instance_uid": image, "rule": "2.2-1/PA+2.3-only"}
+    (draft,) = study.account.drafts
+    assert (draft.version, draft.kind, draft.model, draft.job_id) == (1, "text_sr", "rule", job.id)
+    assert draft.text.startswith("The mean grey level is ")
+    assert [one["sop_instance_uid"] for one in draft.inputs] == [image]
+
+
+def test_a_drafts_file_is_what_its_row_says(study: Study, host: ModelHost) -> None:
+    image = study.receive()
+    read(study, host)
+    (draft,) = study.account.drafts
+    kept = study.node.storage.path(draft.path).read_bytes()
+    assert hashlib.sha256(kept).hexdigest() == draft.sha256
+    sr = pydicom.dcmread(BytesIO(kept))
+    assert sr.SOPInstanceUID == draft.sop_instance_uid
+    assert sr.SeriesInstanceUID == draft.series_instance_uid
+    assert sr.StudyInstanceUID == study.uid
+    assert sr.PatientID == "SECRET-ID"
+    assert draft.text in text_sr.text(sr)
+    evidence = sr.CurrentRequestedProcedureEvidenceSequence[0].ReferencedSeriesSequence[0]
+    assert [one.ReferencedSOPInstanceUID for one in evidence.ReferencedSOPSequence] == [image]
+
+
+def test_a_draft_is_on_its_way_to_every_destination(
+    database: Database, tmp_path: Path, host: ModelHost
+) -> None:
+    shadow = ELSEWHERE.model_copy(update={"name": "shadow", "mode": "shadow"})
+    source = ELSEWHERE.model_copy(update={"name": "source", "roles": ("source",)})
+    study = Study(node=open_node(database, tmp_path, ELSEWHERE, shadow, source))
+    study.receive()
+    read(study, host)
+    assert {one.peer: one.state for one in study.account.deliveries} == {
+        "pacs": "due",
+        "shadow": "withheld",
+    }
+
+
+def test_a_draft_can_be_found_by_its_image_and_by_its_text(
+    study: Study, host: ModelHost, model: RuleModel
+) -> None:
+    study.receive()
+    read(study, host)
+    (draft,) = study.account.drafts
+    with study.node.database.transaction() as connection:
+        (by_text,) = retrieval.nearest(
+            connection, model.embed_text(draft.text), kind="report", limit=5
+        )
+        image = retrieval.stored(connection, study.uid, "image")
+    assert by_text.score == pytest.approx(1, abs=1e-6)
+    assert by_text.text == draft.text
+    assert image is not None
+    assert image.digest == model.algorithm.digest
+
+
+def test_a_model_that_fails_leaves_nothing_behind(
+    study: Study, host: ModelHost, model: RuleModel
+) -> None:
+    def fail() -> None:
+        raise ModelFailure("out of device memory")
+
+    study.receive()
+    model.while_reading = fail
+    with pytest.raises(ModelFailure):
+        read(study, host)
+    assert study.account.drafts == []
+    assert study.job.state == "running"
+
+
+# -- which image -----------------------------------------------------------------------------------
+
+
+def test_a_lateral_alone_waits_while_the_study_is_being_received(
+    study: Study, host: ModelHost, model: RuleModel
+) -> None:
+    study.receive(view_position="LL")
+    job = read(study, host)
+    assert (job.state, job.attempts, job.reason) == ("queued", 0, "not yet: NOT_FRONTAL")
+    assert job.due_at == study.account.study.settle_at
+    assert model.seen == []
+
+
+def test_a_lateral_alone_is_refused_when_the_study_is_complete(
+    study: Study, host: ModelHost
+) -> None:
+    study.receive(view_position="LL", quiet=NOTHING)
+    job = read(study, host)
+    assert job.state == "refused"
+    assert job.choice == {"refusal": {"code": "NOT_FRONTAL", "text": "view is lateral"}}
+    assert study.account.drafts == []
+
+
+def test_a_frontal_that_follows_a_waiting_lateral_is_read_in_the_same_revision(
+    study: Study, host: ModelHost
+) -> None:
+    lateral = study.receive(view_position="LL")
+    read(study, host)
+    frontal = study.receive(seed=2)
+    job = read(study, host)
+    assert (job.state, job.revision) == ("drafted", 1)
+    assert job.choice is not None
+    assert job.choice["sop_instance_uid"] == frontal
+    (draft,) = study.account.drafts
+    evidence = document(study.node, draft).CurrentRequestedProcedureEvidenceSequence[0]
+    referenced = {
+        one.ReferencedSOPInstanceUID
+        for series in evidence.ReferencedSeriesSequence
+        for one in series.ReferencedSOPSequence
+    }
+    assert referenced == {lateral, frontal}
+
+
+def test_a_frontal_after_a_refusal_is_read_in_a_new_revision(study: Study, host: ModelHost) -> None:
+    study.receive(view_position="LL", quiet=NOTHING)
+    read(study, host)
+    study.receive(seed=2)
+    assert (read(study, host).state, study.job.revision) == ("drafted", 2)
+
+
+def test_the_next_best_image_is_read_when_the_best_can_not_be_decoded(
+    study: Study, host: ModelHost
+) -> None:
+    broken = phantom(1, study.uid, view_position="PA")
+    study.keep(broken, transfer_syntax=JPEG2000Lossless)
+    whole = study.receive(seed=2, view_position="AP")
+    job = read(study, host)
+    assert job.choice == {"sop_instance_uid": whole, "rule": "2.2-1/AP+2.3-only"}
+
+
+def test_a_study_whose_only_image_can_not_be_decoded_is_refused(
+    study: Study, host: ModelHost
+) -> None:
+    broken = phantom(1, study.uid)
+    study.keep(broken, transfer_syntax=JPEG2000Lossless, quiet=NOTHING)
+    job = read(study, host)
+    assert job.state == "refused"
+    assert str(job.reason).startswith("UNDECODABLE: ")
+
+
+def test_an_object_that_no_parser_gets_through_is_passed_over(
+    study: Study, host: ModelHost, caplog: pytest.LogCaptureFixture
+) -> None:
+    damaged = study.keep_bytes(
+        b"\x08\x00\x05\x00CS\xff\xff" + b"\x00" * 20,
+        sop_instance_uid="2.25.666",
+        sop_class_uid=DIGITAL_X_RAY,
+    )
+    study.node.storage.path(study.account.instances[0].path).write_bytes(b"no Part 10 file")
+    image = study.receive()
+    job = read(study, host)
+    assert job.choice is not None
+    assert job.choice["sop_instance_uid"] == image
+    assert f"instance {damaged} can't be parsed" in caplog.text
+
+
+def test_an_image_that_the_model_was_not_made_for_is_not_read(
+    study: Study, host: ModelHost, model: RuleModel
+) -> None:
+    image = phantom(1, study.uid)
+    image.Modality = "OT"
+    study.keep(image, quiet=NOTHING)
+    assert read(study, host).state == "refused"
+    assert model.seen == []
+
+
+def test_a_file_that_is_gone_is_unreadable(study: Study, host: ModelHost) -> None:
+    study.receive()
+    (instance,) = study.account.instances
+    study.node.storage.path(instance.path).unlink()
+    with pytest.raises(Unreadable, match="No such file"):
+        read(study, host)
+
+
+# -- when more arrives -----------------------------------------------------------------------------
+
+
+def test_a_better_image_supersedes_the_draft(study: Study, host: ModelHost) -> None:
+    study.receive(view_position="AP")
+    read(study, host)
+    better = study.receive(seed=2, view_position="PA")
+    job = read(study, host)
+    assert (job.state, job.revision) == ("drafted", 2)
+    first, second = study.account.drafts
+    assert (first.version, first.superseded_by) == (1, second.sop_instance_uid)
+    assert (second.version, second.superseded_by) == (2, None)
+    assert [one["sop_instance_uid"] for one in second.inputs] == [better]
+    sr = document(study.node, second)
+    reference = sr.PredecessorDocumentsSequence[0].ReferencedSeriesSequence[0]
+    assert reference.SeriesInstanceUID == first.series_instance_uid
+    named = reference.ReferencedSOPSequence[0].ReferencedSOPInstanceUID
+    assert named == first.sop_instance_uid
+    assert {one.draft_uid: one.state for one in study.account.deliveries} == {
+        first.sop_instance_uid: "dropped",
+        second.sop_instance_uid: "due",
+    }
+
+
+def test_a_repeated_exposure_supersedes_the_draft(study: Study, host: ModelHost) -> None:
+    study.receive()
+    read(study, host)
+    study.receive(seed=2, acquired=LATER)
+    read(study, host)
+    assert [one.version for one in study.account.drafts] == [1, 2]
+
+
+def test_a_draft_that_is_sent_already_stays_sent_when_it_is_superseded(
+    study: Study, host: ModelHost
+) -> None:
+    study.receive(view_position="AP")
+    read(study, host)
+    (delivery,) = study.account.deliveries
+    with study.node.database.transaction() as connection:
+        held = deliveries.claim(connection, delivery.id, lease=MINUTE, worker="net")
+        assert held is not None
+        deliveries.sent(connection, held, None)
+        deliveries.delivered(connection, held, "none")
+    study.receive(seed=2, view_position="PA")
+    read(study, host)
+    assert [one.state for one in study.account.deliveries] == ["delivered", "due"]
+
+
+def test_a_late_lateral_leaves_the_draft_as_it_is(
+    study: Study, host: ModelHost, model: RuleModel
+) -> None:
+    frontal = study.receive()
+    read(study, host)
+    (draft,) = study.account.drafts
+    study.receive(seed=2, view_position="LL")
+    job = read(study, host)
+    assert (job.state, job.revision) == ("drafted", 2)
+    assert job.reason == f"the input is unchanged: draft {draft.sop_instance_uid} stands"
+    assert study.account.drafts == [draft]
+    assert [one.state for one in study.account.deliveries] == ["due"]
+    assert model.seen == [frontal]
+
+
+def test_other_bytes_of_the_same_image_are_read_again(study: Study, host: ModelHost) -> None:
+    study.receive(sop_instance_uid="2.25.500")
+    read(study, host)
+    study.receive(seed=2, sop_instance_uid="2.25.500")
+    read(study, host)
+    first, second = study.account.drafts
+    assert first.inputs != second.inputs
+    assert second.version == 2
+
+
+# -- the same job again ----------------------------------------------------------------------------
+
+
+def test_a_drafted_study_that_is_queued_again_gets_no_second_draft(
+    study: Study, host: ModelHost, model: RuleModel
+) -> None:
+    image = study.receive()
+    read(study, host)
+    before = study.account.drafts
+    study.again()
+    job = read(study, host)
+    assert job.state == "drafted"
+    assert "stands" in str(job.reason)
+    assert study.account.drafts == before
+    assert model.seen == [image]
+
+
+def test_a_drafted_study_is_read_again_by_another_model_of_the_same_name(
+    study: Study, host: ModelHost, model: RuleModel
+) -> None:
+    study.receive()
+    read(study, host)
+    study.again()
+    model.algorithm = replace(model.algorithm, digest="other weights")
+    read(study, host)
+    assert [one.version for one in study.account.drafts] == [1, 2]
+
+
+def test_a_worker_that_dies_before_the_commit_costs_a_repeat_but_no_second_object(
+    study: Study, host: ModelHost, model: RuleModel
+) -> None:
+    study.receive()
+    job_id = study.queue()
+
+    def lease_is_over_and_somebody_else_has_it() -> None:
+        expire(study.node.database, db.job, job_id)
+        claimed(study.node.database, job_id, worker="other")
+
+    model.while_reading = lease_is_over_and_somebody_else_has_it
+    with pytest.raises(LeaseLost):
+        analyse(study.node, host, job_id)
+    (left,) = study.node.storage.path("drafts").rglob("*.dcm")
+    before = left.read_bytes()
+    model.while_reading = lambda: None
+    expire(study.node.database, db.job, job_id)
+    analyse(study.node, host, job_id)
+    (draft,) = study.account.drafts
+    assert study.node.storage.path(draft.path) == left
+    assert left.read_bytes() == before
+
+
+def test_a_worker_that_lost_its_lease_writes_no_row(
+    study: Study, host: ModelHost, model: RuleModel
+) -> None:
+    study.receive()
+    job_id = study.queue()
+
+    def lose() -> None:
+        expire(study.node.database, db.job, job_id)
+        claimed(study.node.database, job_id, worker="other")
+
+    model.while_reading = lose
+    with pytest.raises(LeaseLost):
+        analyse(study.node, host, job_id)
+    for table in (db.draft, db.delivery, db.embedding):
+        assert count(study.node.database, table) == 0
+    assert study.job.state == "running"
+
+
+def test_two_revisions_that_are_read_at_once_leave_one_live_draft(
+    study: Study, host: ModelHost, model: RuleModel
+) -> None:
+    study.receive(view_position="AP")
+    first = study.queue()
+
+    def a_better_image_comes_and_another_worker_reads_it() -> None:
+        model.while_reading = lambda: None
+        study.receive(seed=2, view_position="PA")
+        analyse(study.node, other, study.queue())
+
+    other = ModelHost(study.node.settings.model)
+    model.while_reading = a_better_image_comes_and_another_worker_reads_it
+    analyse(study.node, host, first)
+    waiting, done = study.account.jobs
+    assert (waiting.state, done.state) == ("queued", "drafted")
+    assert waiting.reason == "another draft of this study was kept meanwhile"
+    analyse(study.node, host, first)
+    assert [one.state for one in study.account.jobs] == ["drafted", "drafted"]
+    (draft,) = study.account.drafts
+    assert draft.job_id == done.id
+    assert [one.state for one in study.account.deliveries] == ["due"]
+
+
+def test_an_image_that_comes_while_the_model_reads_is_read_in_the_next_revision(
+    study: Study, host: ModelHost, model: RuleModel
+) -> None:
+    study.receive(view_position="AP")
+    job_id = study.queue()
+    arrived: list[str] = []
+
+    def arrive() -> None:
+        model.while_reading = lambda: None
+        arrived.append(study.receive(seed=2, view_position="PA"))
+
+    model.while_reading = arrive
+    analyse(study.node, host, job_id)
+    assert study.account.study.revision == 2
+    read(study, host)
+    with study.node.database.transaction() as connection:
+        live = drafts.current(connection, study.uid)
+    assert live is not None
+    assert (live.version, [one["sop_instance_uid"] for one in live.inputs]) == (2, arrived)
+
+
+# -- opening a node --------------------------------------------------------------------------------
+
+
+def test_every_process_of_an_installation_has_the_same_identity(
+    database: Database, tmp_path: Path
+) -> None:
+    one, other = (open_node(database, tmp_path / name) for name in ("a", "b"))
+    assert one.identity == other.identity
+    with database.transaction() as connection:
+        stored = connection.scalar(sa.select(db.installation.c.id))
+    assert one.identity.installation_id == str(stored)
+
+
+def test_a_job_without_a_study_row_is_unreadable(node: Node, host: ModelHost) -> None:
+    nothing = Job(
+        id=1,
+        study_instance_uid="1.2.3",
+        revision=1,
+        model="rule",
+        state="running",
+        attempts=1,
+        claims=1,
+        choice=None,
+        reason=None,
+        started_at=None,
+        due_at=ACQUIRED,
+    )
+    with pytest.raises(Unreadable, match=r"1\.2\.3"):
+        pipeline.analyse(node, host, nothing)
