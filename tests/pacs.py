@@ -73,7 +73,8 @@ class Pacs:
             event.assoc.abort()
             return 0x0000  # nobody is there to hear it
         if answer == 0x0000 or answer & 0xF000 == 0xB000:  # PS3.4 Table B.2-1
-            self.received[str(event.request.AffectedSOPInstanceUID)] = event.request.DataSet.read()
+            uid = str(event.request.AffectedSOPInstanceUID)
+            self.received[uid] = event.encoded_dataset(include_meta=False)
         return answer
 
     def _find(self, event: evt.Event) -> Iterator[tuple[int, Dataset | None]]:

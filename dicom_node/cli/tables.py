@@ -19,12 +19,14 @@ if TYPE_CHECKING:
     from dicom_node.studies import Study
 
 #: In a pipe there is no width to keep to, and a UID broken in two can't be found by grep.
-console = Console(highlight=False, width=None if sys.stdout.isatty() else 400)
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
 
 
 def show(headings: Sequence[str], rows: Iterable[Sequence[object]], title: str = "") -> None:
     """One plain table; UIDs are never cut."""
     table = Table(*headings, title=title or None, title_justify="left", box=None, pad_edge=False)
+    for column in table.columns[:-1]:
+        column.no_wrap = not console.is_terminal
     for column in table.columns:
         column.overflow = "fold"
     for row in rows:

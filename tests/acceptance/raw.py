@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import warnings
 import zlib
 from dataclasses import dataclass
 from io import BytesIO
@@ -21,6 +22,7 @@ _PREAMBLE, _PREFIX = 128, b"DICM"  # PS3.10 7.1
 _META_GROUP = b"\x02\x00"
 _LONG_VRS = (b"OB", b"OW", b"OF", b"OD", b"OL", b"OV", b"SQ", b"UC", b"UR", b"UT", b"UN")
 _SOP_CLASS_UID, _SOP_INSTANCE_UID = 0x00080016, 0x00080018
+_STUDY_INSTANCE_UID = 0x0020000D
 _FALLBACK = (DIGITAL_X_RAY, ImplicitVRLittleEndian)
 
 
@@ -30,6 +32,7 @@ class Claim:
 
     sop_class_uid: UID
     sop_instance_uid: str
+    study_instance_uid: str  #: "" where it names none
     transfer_syntax: UID
     data_set: bytes
 
@@ -47,6 +50,7 @@ def claim_of(path: Path) -> Claim:
         # A sender that reads its data set, as modalities do, overrides a file meta that lies.
         sop_class_uid=UID(inside.get(_SOP_CLASS_UID) or meta.get(0x0002) or DIGITAL_X_RAY),
         sop_instance_uid=inside.get(_SOP_INSTANCE_UID) or meta.get(0x0003) or invented,
+        study_instance_uid=inside.get(_STUDY_INSTANCE_UID, ""),
         transfer_syntax=syntax,
         data_set=data_set,
     )
@@ -83,7 +87,7 @@ def _split(content: bytes) -> tuple[dict[int, str], bytes]:
         long = content[at + 4 : at + 6] in _LONG_VRS  # PS3.5 7.1.2
         first, size = (at + 12, 4) if long else (at + 8, 2)
         length = int.from_bytes(content[first - size : first], "little")
-        meta[number] = content[first : first + length].decode("latin-1").rstrip("\0 ")
+        meta[number] = _text(content[first : first + length])
         at = first + length
     return meta, content[at:]
 
@@ -95,22 +99,24 @@ def _guess(data_set: bytes) -> UID:
 
 
 def _identity(data_set: bytes, syntax: UID) -> dict[int, str]:
-    """SOP class and instance as the data set names them, raw, if it can be read so far."""
+    """The UIDs that the data set names, raw, if it can be read so far."""
     try:
-        found = read_dataset(
-            BytesIO(_inflated(data_set) if syntax.is_deflated else data_set),
-            syntax.is_implicit_VR,
-            syntax.is_little_endian,
-            stop_when=lambda tag, vr, length: tag > _SOP_INSTANCE_UID,
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # pydicom finds much to say of these
+            found = read_dataset(
+                BytesIO(_inflated(data_set) if syntax.is_deflated else data_set),
+                syntax.is_implicit_VR,
+                syntax.is_little_endian,
+                stop_when=lambda tag, vr, length: tag > _STUDY_INSTANCE_UID,
+            )
     except (ValueError, LookupError, EOFError, NotImplementedError, OSError, zlib.error):
         return {}
-    raw = {
-        tag: found.get_item(tag).value
-        for tag in (_SOP_CLASS_UID, _SOP_INSTANCE_UID)
-        if tag in found
-    }
-    return {tag: value.decode("latin-1").rstrip("\0 ") for tag, value in raw.items() if value}
+    tags = (_SOP_CLASS_UID, _SOP_INSTANCE_UID, _STUDY_INSTANCE_UID)
+    return {tag: _text(found.get_item(tag).value) for tag in tags if tag in found}
+
+
+def _text(value: bytes | None) -> str:
+    return (value or b"").decode("latin-1").rstrip("\0 ")
 
 
 def _inflated(data_set: bytes) -> bytes:

@@ -202,7 +202,7 @@ def others(node: RunningNode, shared_data: Path) -> dict[str, str]:
     for name in UNSENDABLE.keys() - NO_INSTANCE:
         assert raw.send(folder / name, node.settings.node.port) == 0x0000
     return {
-        file.name: str(pydicom.dcmread(file, force=True, stop_before_pixels=True).StudyInstanceUID)
+        file.name: raw.claim_of(file).study_instance_uid
         for file in sorted(folder.iterdir())
         if file.name not in NO_INSTANCE
     }

@@ -133,17 +133,20 @@ def test_a_connection_that_is_cut_in_the_middle_is_out_of_resources(
         assert connection.scalar(sa.text("SELECT 1")) == 1
 
 
-def test_the_schema_tells_its_revision(database_url: str, empty_database_url: str) -> None:
-    present, wanted = db.revisions(database_url)
+def test_the_schema_tells_its_revision(fresh_database_url: str, empty_database_url: str) -> None:
+    present, wanted = db.revisions(fresh_database_url)
     assert present == wanted is not None
     assert db.revisions(empty_database_url) == (None, wanted)
 
 
-def test_an_upgrade_of_an_up_to_date_database_changes_nothing(
-    database: Database, database_url: str
-) -> None:
-    with database.transaction() as connection:
-        before = connection.scalar(sa.select(db.installation.c.id))
-    db.upgrade(database_url)
-    with database.transaction() as connection:
-        assert connection.scalars(sa.select(db.installation.c.id)).one() == before
+def test_an_upgrade_of_an_up_to_date_database_changes_nothing(fresh_database_url: str) -> None:
+    def identity() -> object:
+        opened = Database(fresh_database_url)
+        with opened.transaction() as connection:
+            found = connection.scalars(sa.select(db.installation.c.id)).one()
+        opened.dispose()
+        return found
+
+    before = identity()
+    db.upgrade(fresh_database_url)
+    assert identity() == before
