@@ -128,8 +128,9 @@ class Postgres:
         with _locked_server(self._home / "lock") as lock:
             if not self._cluster.exists():
                 self._initialise(bin_directory / "initdb", lock)
-            # Nothing alive belongs to it, whatever process has its number today.
+            # Nothing alive belongs to them, whatever process has their number today.
             (self._cluster / "postmaster.pid").unlink(missing_ok=True)
+            #(self._sockets() / f"{_POSTGRES_SOCKET}.lock").unlink(missing_ok=True)
 
     def _initialise(self, initdb: Path, lock: int) -> None:
         # kill -9 leaves a half-made folder under another name, which the next start removes.

@@ -82,7 +82,8 @@ def normalise(pixels: Tensor) -> Tensor:
     """(..., 3, S, S) uint8 -> float32 with CLIP's mean and standard deviation."""
     mean = torch.tensor(CLIP_MEAN, device=pixels.device).view(3, 1, 1)
     std = torch.tensor(CLIP_STD, device=pixels.device).view(3, 1, 1)
-    return (pixels.float() / 255 - mean) / std
+    normalised: Tensor = (pixels.float() / 255 - mean) / std
+    return normalised
 
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -186,7 +187,7 @@ class Trunk(nn.Module):
 
     def before_last(self, pixels: Tensor) -> Tensor:
         """(B, 3, S, S) -> (B, 1 + N, D): output of the second last block, CLS first."""
-        x = self.patch_embed(pixels)  # (B, N, D)
+        x: Tensor = self.patch_embed(pixels)  # (B, N, D)
         cls_token = self.cls_token.expand(len(x), -1, -1)  # (B, 1, D)
         x = torch.cat([cls_token, x], dim=1) + self.pos_embed  # (B, 1 + N, D)
         for block in self.blocks[: SELECT_LAYER + 1]:

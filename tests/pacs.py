@@ -36,11 +36,13 @@ class Pacs:
                 sop_class, [ExplicitVRLittleEndian, ImplicitVRLittleEndian]
             )
         self._running = True
-        self._server = entity.start_server(
+        server = entity.start_server(
             ("127.0.0.1", 0),
             block=False,
             evt_handlers=[(evt.EVT_C_STORE, self._store), (evt.EVT_C_FIND, self._find)],
         )
+        assert server is not None  # it is one with block=False
+        self._server = server
 
     @property
     def port(self) -> int:
@@ -73,8 +75,10 @@ class Pacs:
             event.assoc.abort()
             return 0x0000  # nobody is there to hear it
         if answer == 0x0000 or answer & 0xF000 == 0xB000:  # PS3.4 Table B.2-1
-            uid = str(event.request.AffectedSOPInstanceUID)
-            self.received[uid] = event.encoded_dataset(include_meta=False)
+            request: Any = event.request
+            self.received[str(request.AffectedSOPInstanceUID)] = event.encoded_dataset(
+                include_meta=False
+            )
         return answer
 
     def _find(self, event: evt.Event) -> Iterator[tuple[int, Dataset | None]]:

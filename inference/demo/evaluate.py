@@ -45,5 +45,5 @@ def same_findings_top1(
 
     By findings and not by row, because many phantoms have equal reports.
     """
-    nearest = (queries @ index.T).argmax(axis=1).tolist()
+    nearest: list[int] = (queries @ index.T).argmax(axis=1).tolist()
     return sum(labels[i] == labels[j] for i, j in enumerate(nearest)) / len(labels)

@@ -18,7 +18,7 @@ from dicom_node.config import PREFIX, Jobs, Peer, Settings, environment, load
 from dicom_node.errors import ConfigurationError
 
 #: Every key of interface.md, and its default there.
-INTERFACE = {
+INTERFACE: dict[str, dict[str, object]] = {
     "node": {"ae_title": "DICOMNODE", "host": "0.0.0.0", "port": 11112, "data": Path("./data")},
     "database": {"url": ""},
     "broker": {"url": ""},
@@ -114,7 +114,7 @@ def test_other_programs_variables_are_not_looked_at() -> None:
 
 def test_settings_can_not_be_changed_under_anyone() -> None:
     with pytest.raises(ValidationError, match="frozen"):
-        Settings().node.port = 1  # type: ignore[misc]
+        Settings().node.port = 1
 
 
 # -- secrets ---------------------------------------------------------------------------------------

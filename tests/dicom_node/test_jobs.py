@@ -561,6 +561,6 @@ class Workers(RuleBasedStateMachine):
 
 def test_no_order_of_events_gives_a_job_two_holders(database: Database) -> None:
     run_state_machine_as_test(
-        lambda: Workers(database),
+        lambda: Workers(database),  # type: ignore[arg-type]  # anything that makes one will do
         settings=settings(max_examples=30, stateful_step_count=25, deadline=None, database=None),
     )

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from pydicom import Dataset
 
-from inference.findings import Algorithm, Embedding, Findings, FloatVector, Image
+from inference.findings import Algorithm, Embedding, Findings, Image
 
 NAME = "rule"
 DIMENSIONS = 8
@@ -62,7 +64,7 @@ class RuleModel:
         bands = np.array_split(image.pixels.mean(axis=1), DIMENSIONS)
         return self._embedding(np.array([band.mean() for band in bands]))
 
-    def _embedding(self, values: FloatVector) -> Embedding:
+    def _embedding(self, values: npt.NDArray[Any]) -> Embedding:
         vector = np.zeros(DIMENSIONS, np.float32)
         vector[: len(values)] = values
         return Embedding(vector=vector / np.linalg.norm(vector), digest=self.algorithm.digest)

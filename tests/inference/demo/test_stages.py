@@ -87,7 +87,7 @@ def test_features_are_block_two_of_the_encoder(
 
 def test_language_learns_to_write(material: stages.Material, seen: Tensor) -> None:
     one = stages.Material(examples=material.examples[:1], seed=0, track=silently)
-    projector, language = stages.train_language(one, seen[:1], tokenise, 100, steps=60)
+    projector, language = stages.train_language(one, seen[:1], tokenise, 100, steps=150)
     language.eval()
     with torch.no_grad():
         image = projector(seen[:1, 1:].float())
