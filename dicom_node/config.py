@@ -15,7 +15,15 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from dicom_node.errors import ConfigurationError
 
@@ -23,8 +31,14 @@ PREFIX = "DICOM_NODE_"
 FILE_SUFFIX = "_file"  # a secret may be given as the path of a file that holds it
 
 # PS3.5 6.2, VR AE: at most 16 characters of the default repertoire, no backslash, not only spaces.
+# Leading and trailing spaces are not significant.
 AeTitle = Annotated[
-    str, Field(max_length=16, pattern=r"^ *[\x21-\x5b\x5d-\x7e][\x20-\x5b\x5d-\x7e]*$")
+    str,
+    StringConstraints(
+        strip_whitespace=True,
+        max_length=16,
+        pattern=r"^[\x21-\x5b\x5d-\x7e][\x20-\x5b\x5d-\x7e]*$",
+    ),
 ]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Seconds = Annotated[float, Field(ge=0)]

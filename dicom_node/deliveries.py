@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 import sqlalchemy as sa
@@ -40,7 +40,7 @@ class Delivery:
     claims: int  #: ever; never reset: the token of this claim
     proof: str | None
     reason: str | None
-    created_at: datetime
+    age: timedelta = field(compare=False)  #: since it was made, or a person queued it again
     sent_at: datetime | None
 
 
@@ -234,6 +234,7 @@ def of_study(connection: Connection, study_instance_uid: str) -> list[Delivery]:
 
 
 def _joined() -> sa.Select[tuple[object, ...]]:
-    return sa.select(delivery, draft.c.study_instance_uid).join(
+    age = (func.now() - delivery.c.created_at).label("age")
+    return sa.select(delivery, draft.c.study_instance_uid, age).join(
         draft, draft.c.sop_instance_uid == delivery.c.draft_uid
     )

@@ -77,7 +77,7 @@ def create(
 
 
 def has_started(connection: Connection, study_instance_uid: str, revision: int) -> bool:
-    """Has a job for this revision left ``queued`` at least once?"""
+    """Does a job for this revision run, or has one ended?"""
     found = sa.exists().where(
         job.c.study_instance_uid == study_instance_uid,
         job.c.revision == revision,

@@ -23,6 +23,7 @@ class ReportModel(Protocol):
     """
 
     algorithm: Algorithm  #: name, version, weights digest: PS3.16 TID 4019
+    device: object  #: where it runs; ``str`` names it
 
     def accepts(self, header: Dataset) -> bool:
         """Say from the header alone whether this is an image the model was made for."""

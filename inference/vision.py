@@ -7,6 +7,7 @@ One pass gives both results; the text needs block -2, the retrieval vector needs
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -82,8 +83,7 @@ def normalise(pixels: Tensor) -> Tensor:
     """(..., 3, S, S) uint8 -> float32 with CLIP's mean and standard deviation."""
     mean = torch.tensor(CLIP_MEAN, device=pixels.device).view(3, 1, 1)
     std = torch.tensor(CLIP_STD, device=pixels.device).view(3, 1, 1)
-    normalised: Tensor = (pixels.float() / 255 - mean) / std
-    return normalised
+    return (pixels.float() / 255 - mean) / std
 
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -91,7 +91,7 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
     Used in training: the CPU backward of torch's fused attention took 40 % of a step.
     """
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (B, H, N, N)
+    scores = (q / math.sqrt(q.shape[-1])) @ k.transpose(-2, -1)  # (B, H, N, N)
     return scores.softmax(dim=-1) @ v
 
 

@@ -51,7 +51,7 @@ class ModelHost:
             "model": self.name,
             "algorithm": f"{algorithm.name} {algorithm.version}",
             "demo": algorithm.demo,
-            "device": algorithm.parameters.get("device", "cpu"),
+            "device": str(self.model.device),
             "digest": algorithm.digest,
             "state": "busy" if self._device.locked() else "idle",
             "seconds_per_report": statistics.median(self._seconds) if self._seconds else None,

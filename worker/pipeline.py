@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 import sqlalchemy as sa
 
@@ -347,4 +347,4 @@ def _prove(
 def is_overdue(node: Node, held: Delivery) -> bool:
     """Has this delivery been tried for as long as the site wants?"""
     patience = timedelta(hours=node.settings.jobs.give_up_hours)
-    return datetime.now(UTC) - held.created_at > patience
+    return held.age > patience

@@ -24,7 +24,7 @@ def check() -> None:
         origin = Path(spec.origin).parent.parent if spec and spec.origin else None
         strangers = set(owners.get(package, ())) - {"dicom-node"}
         if origin != home or strangers:
-            named = ", ".join(sorted(strangers)) or str(origin)
+            named = ", ".join(sorted(strangers)) or (str(origin) if origin else "nobody")
             raise ConfigurationError(
                 f"the package {package} here is not (only) dicom-node's but {named}'s: "
                 "install dicom-node into an environment of its own"

@@ -25,8 +25,8 @@ class RuleModel:
             version="1",
             manufacturer="tests",
             digest=digest,
-            parameters={"device": "cpu"},
         )
+        self.device = "cpu"
         self.seen: list[str] = []  #: SOP Instance UIDs of the images that were read
         self.while_reading: Callable[[], None] = lambda: None  #: what happens meanwhile
 
