@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
-    StringConstraints,
     ValidationError,
     field_validator,
     model_validator,
@@ -34,11 +34,8 @@ FILE_SUFFIX = "_file"  # a secret may be given as the path of a file that holds 
 # Leading and trailing spaces are not significant.
 AeTitle = Annotated[
     str,
-    StringConstraints(
-        strip_whitespace=True,
-        max_length=16,
-        pattern=r"^[\x21-\x5b\x5d-\x7e][\x20-\x5b\x5d-\x7e]*$",
-    ),
+    Field(max_length=16, pattern=r"^ *[\x21-\x5b\x5d-\x7e][\x20-\x5b\x5d-\x7e]*$"),
+    AfterValidator(lambda title: title.strip(" ")),
 ]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Seconds = Annotated[float, Field(ge=0)]

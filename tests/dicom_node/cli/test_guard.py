@@ -90,7 +90,7 @@ def theirs_stands_before_ours(site: Path, elsewhere: Path) -> list[Path]:
 MIXED: dict[Callable[[Path, Path], list[Path]], str] = {
     theirs_came_second: "the package inference here is not (only) dicom-node's but inference's",
     ours_came_second: "the package worker here is not (only) dicom-node's but worker's",
-    theirs_was_removed: "the package inference here is not (only) dicom-node's but None's",
+    theirs_was_removed: "the package inference here is not (only) dicom-node's but nobody's",
     theirs_stands_before_ours: "the package worker here is not (only) dicom-node's but ",
 }
 
