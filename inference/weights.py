@@ -13,14 +13,11 @@ upstream's: merge LoRA in float32, then quantise; merging into 4-bit weights wou
 
 from __future__ import annotations
 
-import logging
 import os
 
 # Nothing here may reach a hub (bitsandbytes looks for a CPU kernel there at import); must be set
 # before the first import of huggingface_hub, which reads it once.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# ... and bitsandbytes need not complain of that at every start.
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 import hashlib
 import json

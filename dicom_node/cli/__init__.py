@@ -12,6 +12,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from dicom_node.cli import logs
 from dicom_node.errors import NodeError
 
 app = typer.Typer(
@@ -36,6 +37,7 @@ StudyUid = Annotated[str, typer.Argument(metavar="STUDY_UID")]
 
 def main() -> None:
     """Entry point: an expected failure is one line and exit code 1, a bug is a traceback."""
+    logs.quiet_libraries()
     try:
         app()
     except NodeError as error:

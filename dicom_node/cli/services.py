@@ -9,7 +9,7 @@ import threading
 
 from dicom_node import config as configuration
 from dicom_node import db, embedded
-from dicom_node.cli import guard, tables, wiring
+from dicom_node.cli import guard, logs, tables, wiring
 from dicom_node.config import Settings
 from dicom_node.errors import ConfigurationError, NodeError
 from dicom_node.storage import Storage
@@ -21,7 +21,7 @@ QUEUES = ("gpu", "net")
 def run(settings: Settings) -> None:
     """The whole node: embedded servers where no URL is set, and our own processes, supervised."""
     guard.check()
-    wiring.log_to_stderr()
+    logs.log_to_stderr()
     data = settings.node.data
     with embedded.claim(data), Supervisor(log_directory=data / "log") as supervisor:
         if not settings.database.url:
@@ -43,7 +43,7 @@ def serve(settings: Settings) -> None:
     from dicom_node.node import Node
     from worker.app import broker_check, waker
 
-    wiring.log_to_stderr()
+    logs.log_to_stderr()
     broker_url = wiring.broker_url(settings)
     stop = threading.Event()
     for stopping in (signal.SIGTERM, signal.SIGINT):
@@ -60,7 +60,7 @@ def serve(settings: Settings) -> None:
 def work(settings: Settings, queues: str) -> None:
     """A worker for one queue; for both, two of them under a supervisor."""
     guard.check()
-    wiring.log_to_stderr()
+    logs.log_to_stderr()
     names = [name.strip() for name in queues.split(",")]
     unknown = set(names) - set(QUEUES)
     if unknown or not names:

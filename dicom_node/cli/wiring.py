@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,19 +16,6 @@ from dicom_node.errors import ConfigurationError, OutOfResources
 def settings(config: Path | None, flags: Mapping[str, object] | None = None) -> Settings:
     """The settings of this command."""
     return configuration.load(config, os.environ, flags or {})
-
-
-def log_to_stderr() -> None:
-    """For the long-running verbs: one line per record on stderr."""
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s"
-    )
-    # Celery and pynetdicom tell every message; ours tell every decision.
-    for name in ("celery", "kombu", "pynetdicom", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    # pydicom's records and warnings quote the value they complain of: a patient's name, say.
-    logging.getLogger("pydicom").setLevel(logging.CRITICAL)
-    warnings.filterwarnings("ignore", module="pydicom")
 
 
 def database_url(settings: Settings) -> str:
