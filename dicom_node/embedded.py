@@ -130,7 +130,7 @@ class Postgres:
                 self._initialise(bin_directory / "initdb", lock)
             # Nothing alive belongs to them, whatever process has their number today.
             (self._cluster / "postmaster.pid").unlink(missing_ok=True)
-            # (self._sockets() / f"{_POSTGRES_SOCKET}.lock").unlink(missing_ok=True)
+            (self._sockets() / f"{_POSTGRES_SOCKET}.lock").unlink(missing_ok=True)
 
     def _initialise(self, initdb: Path, lock: int) -> None:
         # kill -9 leaves a half-made folder under another name, which the next start removes.

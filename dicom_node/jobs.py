@@ -264,7 +264,13 @@ def requeue_ended(connection: Connection, *, study_instance_uid: str | None) -> 
         sa.update(job)
         .where(*which)
         .values(
-            state="queued", attempts=0, due_at=func.now(), nudged_at=None, reason=None, choice=None
+            state="queued",
+            attempts=0,
+            started_at=None,  # a person asked for a new analysis: its draft is of that time
+            due_at=func.now(),
+            nudged_at=None,
+            reason=None,
+            choice=None,
         )
         .returning(job.c.id, job.c.study_instance_uid)
     ).all()

@@ -271,9 +271,11 @@ def test_a_process_number_left_behind_and_used_again_is_no_obstacle(fresh: Path)
         text = f"{other.pid}\n{cluster}\n{int(time.time())}\n5432\n{fresh}/run\n\n  1 1\n"
         (cluster / "postmaster.pid").write_text(text)
         (fresh / "run" / ".s.PGSQL.5432.lock").write_text(text)
-        with running(postgres):
-            assert ask(postgres, "SELECT 1") == 1
-        other.kill()
+        try:
+            with running(postgres):
+                assert ask(postgres, "SELECT 1") == 1
+        finally:
+            other.kill()
 
 
 PREPARE = "import sys, pathlib, dicom_node.embedded as e; e.Postgres(pathlib.Path(sys.argv[1]))"
