@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -34,6 +36,11 @@ def pacs() -> Iterator[Pacs]:
         yield made
     finally:
         made.stop()
+        # pynetdicom leaves the socket of a broken association to the garbage collector, which would
+        # complain in somebody else's test.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            gc.collect()
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -62,8 +63,14 @@ class Hospital:
         self.run("down", "--purge")
 
     def _script(self, name: str, *arguments: str, check: bool) -> str:
-        command = [sys.executable, str(SCRIPTS / name), "--dir", str(self._folder), *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        done = subprocess.run(
+            [sys.executable, str(SCRIPTS / name), *arguments],
+            env=os.environ | {"HOSPITAL_RUN": str(self._folder)},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
         said = f"{done.stdout}{done.stderr}"
         assert done.returncode == 0 or not check, f"{name} {arguments}: {said}"
         return done.stdout

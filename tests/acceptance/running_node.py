@@ -97,7 +97,7 @@ def wait_for(what: str, seconds: float, question: Callable[[], T | None]) -> T:
         if answer is not None:
             return answer
         assert time.monotonic() < deadline, f"waited {seconds:.0f} s in vain: {what}"
-        time.sleep(0.1)
+        time.sleep(0.2)
 
 
 class RunningNode:
@@ -248,18 +248,15 @@ class RunningNode:
 
     def wait_ended(self, *study_instance_uids: str) -> list[dict[str, Any]]:
         """Until the studies are complete and nothing of them is under way; their accounts."""
-
-        def ended() -> list[dict[str, Any]] | None:
-            accounts = []
-            for uid in study_instance_uids:
-                found = self.study(uid)
-                if found is None or not _is_ended(found):
-                    return None
-                accounts.append(found)
-            return accounts
-
         seconds = START_SECONDS + STUDY_SECONDS * len(study_instance_uids)
-        return wait_for(f"{len(study_instance_uids)} studies end", seconds, ended)
+        return [
+            wait_for(f"study {uid} ends", seconds, lambda uid=uid: self._ended(uid))  # type: ignore[misc]
+            for uid in study_instance_uids
+        ]
+
+    def _ended(self, study_instance_uid: str) -> dict[str, Any] | None:
+        found = self.study(study_instance_uid)
+        return found if found is not None and _is_ended(found) else None
 
 
 def _is_ended(found: dict[str, Any]) -> bool:

@@ -32,9 +32,18 @@ from tests.pacs import Pacs
 
 VICTIMS = (*PARTS, "run", "everything")
 PATIENCE = scu.Timeouts(connect=2, associate=5, answer=30, network=30)
+#: Seconds between two studies: as fast as they are read, so that receiving, reading and sending go
+#: on side by side and a kill meets them all.
+PACE = 0.4
 JITTER = 0.5  # seconds
+#: Seconds that the C-STORE of a study takes.
+TRANSFER = 0.1
 
-pytestmark = pytest.mark.timeout(3600)
+pytestmark = [
+    pytest.mark.timeout(3600),
+    # pynetdicom leaves the socket of a failed connection to the garbage collector.
+    pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
+]
 
 
 class Modality(threading.Thread):
@@ -46,21 +55,32 @@ class Modality(threading.Thread):
         self.refusals: Counter[str] = Counter()
         self._peer = node.peer
         self._studies = studies
+        self._sending = threading.Event()
 
     def run(self) -> None:
         """Send all."""
         for study in self._studies:
+            time.sleep(PACE)
             waiting = {one.path: one for one in study}
             deadline = time.monotonic() + START_SECONDS
             while waiting and time.monotonic() < deadline:
                 self._send(waiting)
 
+    def wait_somewhere(self) -> None:
+        """Wait for a random moment, every second time one within a transfer."""
+        if random.random() < 0.5 and self._sending.wait(2 * PACE):
+            time.sleep(random.uniform(0, TRANSFER))
+        else:
+            time.sleep(random.uniform(0, JITTER))
+
     def _send(self, waiting: dict[Path, Sent]) -> None:
+        self._sending.set()
         for outcome in scu.send_files(list(waiting), self._peer, MODALITY, timeouts=PATIENCE):
             if outcome.failure is None:
                 self.acknowledged.append(waiting.pop(outcome.path))
             else:
                 self.refusals[outcome.failure] += 1
+        self._sending.clear()
         if waiting:
             time.sleep(0.5)
 
@@ -112,7 +132,7 @@ def test_nothing_acknowledged_is_lost_and_no_study_drafted_twice_by_kill_9_of(
             START_SECONDS,
             lambda moment=moment: progress() >= moment or None,  # type: ignore[misc]
         )
-        time.sleep(random.uniform(0, JITTER))
+        modality.wait_somewhere()
         node.kill(victim)
     modality.join(START_SECONDS)
     assert len(modality.acknowledged) == len(sent), modality.refusals
