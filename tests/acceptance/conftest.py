@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-import gc
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.acceptance.destination import destination
 from tests.acceptance.running_node import RunningNode, running
 from tests.pacs import Pacs
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What we kill leaves sockets to the garbage collector: here that is no error."""
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker(pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"))
 
 
 @pytest.fixture(scope="session")
@@ -28,24 +34,16 @@ def shared_data() -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def pacs() -> Iterator[Pacs]:
-    """The destination: stores, lists and remembers."""
-    made = Pacs()
-    try:
+    """Where the drafts go."""
+    with destination() as made:
         yield made
-    finally:
-        made.stop()
-        # pynetdicom leaves the socket of a broken association to the garbage collector, which would
-        # complain in somebody else's test.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ResourceWarning)
-            gc.collect()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def node(pacs: Pacs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningNode]:
-    """One node for all tests of a module."""
+    """One node for all tests that can share one; who takes it finds it healthy and idle."""
     home = tmp_path_factory.mktemp("node")
     with running(home, pacs_title="PACS", pacs_port=pacs.port) as started:
         yield started

@@ -81,10 +81,13 @@ def test_every_hostile_study_ends_with_a_reason_and_no_process_dies(
     answers: dict[str, int | None],
     node: RunningNode,
     processes: dict[str, int],
+    hostile_files: list[Path],
     say: Callable[[str], None],
 ) -> None:
+    sent = {raw.claim_of(file).study_instance_uid for file in hostile_files}
     with node.database.transaction() as connection:
-        stored = studies.newest(connection, state=None, limit=1000)
+        received = studies.newest(connection, state=None, limit=1000)
+    stored = [one for one in received if one.study_instance_uid in sent]
     assert stored
     ends: Counter[str] = Counter()
     for found in node.wait_ended(*(one.study_instance_uid for one in stored)):

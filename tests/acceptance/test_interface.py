@@ -88,7 +88,7 @@ SEARCH: dict[str, Any] = {
 
 
 def assert_shape(found: Any, shape: Any, where: str = "") -> None:
-    """Every named key is there with a value of its type; lists are not empty."""
+    """Every named key is there with a value of its type."""
     if isinstance(shape, dict):
         assert shape.keys() <= found.keys(), where
         for key, inner in shape.items():
@@ -103,24 +103,30 @@ def assert_shape(found: Any, shape: Any, where: str = "") -> None:
 
 @pytest.fixture(scope="module")
 def study(node: RunningNode, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A drafted study, after a stranger was turned away."""
+    """A drafted study, of two; a stranger was turned away."""
     with pytest.raises(Exception, match="calling AE title is not recognised"):
         scu.echo(node.peer, "STRANGER")
-    (one,) = phantoms.make(tmp_path_factory.mktemp("sent"), 20_000, frozenset({"cardiomegaly"}))
-    assert scu.send_files([one.path], node.peer, MODALITY)[0].failure is None
-    node.wait_ended(one.study_instance_uid)
-    return one.study_instance_uid
+    folder = tmp_path_factory.mktemp("sent")
+    sent = [
+        one
+        for index in (20_000, 20_002)
+        for one in phantoms.make(folder, index, frozenset({"cardiomegaly"}))
+    ]
+    outcomes = scu.send_files([one.path for one in sent], node.peer, MODALITY)
+    assert [one.failure for one in outcomes if one.failure] == []
+    node.wait_ended(*(one.study_instance_uid for one in sent))
+    return sent[0].study_instance_uid
 
 
 def test_status_has_its_shape(study: str, node: RunningNode) -> None:
     found = node.json("status")
     assert_shape(found, STATUS)
     assert found["healthy"] is True
-    assert found["jobs"] == {"drafted": 1}
-    assert found["deliveries"] == {"delivered": 1}
+    assert found["jobs"]["drafted"] >= 1
+    assert found["deliveries"]["delivered"] >= 1
     assert len(found["workers"]) == 2
     assert {one["name"] for one in found["peers"]} == {"modality", "pacs"}
-    assert [one["calling_ae_title"] for one in found["refused_associations"]] == ["STRANGER"]
+    assert "STRANGER" in {one["calling_ae_title"] for one in found["refused_associations"]}
 
 
 def test_study_has_its_shape(study: str, node: RunningNode) -> None:
@@ -146,9 +152,10 @@ def test_a_refused_study_names_the_refusal(node: RunningNode, tmp_path: Path) ->
 
 
 def test_search_has_its_shape(study: str, node: RunningNode) -> None:
-    found = node.json("search", "The heart is enlarged.")
+    found = node.json("search", "--study", study, "--kind", "report", "--limit", "2")
     assert_shape(found, SEARCH)
-    assert [one["study_instance_uid"] for one in found["hits"]] == [study]
+    assert 1 <= len(found["hits"]) <= 2
+    assert study not in {one["study_instance_uid"] for one in found["hits"]}
 
 
 def test_status_imports_neither_torch_nor_pynetdicom(study: str, node: RunningNode) -> None:

@@ -39,11 +39,7 @@ JITTER = 0.5  # seconds
 #: Seconds that the C-STORE of a study takes.
 TRANSFER = 0.1
 
-pytestmark = [
-    pytest.mark.timeout(3600),
-    # pynetdicom leaves the socket of a failed connection to the garbage collector.
-    pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
-]
+pytestmark = pytest.mark.timeout(3600)
 
 
 class Modality(threading.Thread):

@@ -7,7 +7,7 @@ drawn into four bodies, so that a search has something to find.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -18,8 +18,9 @@ from inference.demo.evaluate import TEST_SEED
 from inference.demo.model import DemoModel
 from inference.demo.phantom import scene
 from tests.acceptance import phantoms
+from tests.acceptance.destination import destination
 from tests.acceptance.phantoms import Sent
-from tests.acceptance.running_node import MODALITY, RunningNode
+from tests.acceptance.running_node import MODALITY, RunningNode, running
 from tests.pacs import Pacs
 
 BODIES = 4  # phantoms per finding set
@@ -33,6 +34,21 @@ SAME_FINDINGS = 0.8
 pytestmark = pytest.mark.timeout(3600)
 
 Draft = tuple[frozenset[str], frozenset[str]]  # drawn, read
+
+
+@pytest.fixture(scope="module")
+def pacs() -> Iterator[Pacs]:
+    """Where the drafts go."""
+    with destination() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def node(pacs: Pacs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningNode]:
+    """A node with nothing else in its index."""
+    home = tmp_path_factory.mktemp("phantoms")
+    with running(home, pacs_title="PACS", pacs_port=pacs.port) as started:
+        yield started
 
 
 @pytest.fixture(scope="module")

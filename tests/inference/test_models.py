@@ -19,6 +19,7 @@ class Model:
         self.algorithm = Algorithm(
             name="Other", version=device, manufacturer=str(path), digest="0" * 64
         )
+        self.device = device
 
     @classmethod
     def load(cls, path, *, device="auto"):
