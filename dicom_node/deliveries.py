@@ -15,11 +15,9 @@ from datetime import datetime, timedelta
 import sqlalchemy as sa
 from sqlalchemy import Connection, RowMapping, func
 
-from dicom_node import events
+from dicom_node import events, nudges
 from dicom_node.config import Peer
 from dicom_node.db import delivery, draft
-
-NUDGES = 50  # at most so many deliveries are nudged in one sweep
 
 _CLAIMABLE = sa.or_(
     sa.and_(delivery.c.state.in_(("due", "sent")), delivery.c.due_at <= func.now()),
@@ -165,22 +163,7 @@ def _event(
 
 def nudge(connection: Connection, *, every: timedelta) -> list[int]:
     """The due deliveries nobody was told of within ``every``, the longest due first."""
-    quiet = func.coalesce(delivery.c.nudged_at < func.now() - every, True)
-    due = (
-        sa.select(delivery.c.id)
-        .where(_CLAIMABLE, quiet)
-        .order_by(delivery.c.due_at)
-        .limit(NUDGES)
-        .with_for_update(skip_locked=True)
-        .cte()  # a subquery may be run once per row, and LIMIT with it
-    )
-    nudged = connection.execute(
-        sa.update(delivery)
-        .where(delivery.c.id == due.c.id)
-        .values(nudged_at=func.now())
-        .returning(delivery.c.id, delivery.c.due_at)
-    )
-    return [row.id for row in sorted(nudged, key=lambda row: row.due_at)]
+    return nudges.mark(connection, delivery, _CLAIMABLE, every=every)
 
 
 def drop_unsent(connection: Connection, draft_uid: str, reason: str) -> None:

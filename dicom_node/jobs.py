@@ -18,12 +18,9 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, RowMapping, func
 from sqlalchemy.dialects import postgresql
 
-from dicom_node import events
+from dicom_node import events, nudges
 from dicom_node.db import job
 from dicom_node.errors import NodeError
-
-#: At most so many jobs are nudged in one sweep, the oldest first.
-NUDGES = 50
 
 #: A state nobody has left yet, or whose holder is gone.
 _CLAIMABLE = sa.or_(
@@ -234,21 +231,7 @@ def nudge(connection: Connection, *, every: timedelta) -> list[int]:
 
     Tell a worker: a lost nudge heals here.
     """
-    due = (
-        sa.select(job.c.id)
-        .where(_CLAIMABLE, func.coalesce(job.c.nudged_at < func.now() - every, True))
-        .order_by(job.c.due_at)
-        .limit(NUDGES)
-        .with_for_update(skip_locked=True)
-        .cte()  # a subquery may be run once per row, and LIMIT with it
-    )
-    nudged = connection.execute(
-        sa.update(job)
-        .where(job.c.id == due.c.id)
-        .values(nudged_at=func.now())
-        .returning(job.c.id, job.c.due_at)
-    )
-    return [row.id for row in sorted(nudged, key=lambda row: row.due_at)]
+    return nudges.mark(connection, job, _CLAIMABLE, every=every)
 
 
 def requeue_ended(connection: Connection, *, study_instance_uid: str | None) -> list[int]:

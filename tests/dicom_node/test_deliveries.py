@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import Connection, func
 
-from dicom_node import db, deliveries
+from dicom_node import db, deliveries, nudges
 from dicom_node.config import Peer
 from dicom_node.db import Database
 from dicom_node.deliveries import Delivery
@@ -191,12 +191,12 @@ def test_a_delivery_is_nudged_again_only_after_the_interval(
 def test_the_oldest_deliveries_are_nudged_first_and_never_more_than_a_batch(
     database: Database, draft_factory: DraftFactory
 ) -> None:
-    names = [f"peer-{number}" for number in range(deliveries.NUDGES + 10)]
+    names = [f"peer-{number}" for number in range(nudges.LIMIT + 10)]
     ids = create(database, draft_factory(), *map(peer, names))
     with database.transaction() as connection:
         age = MINUTE * sa.cast(db.delivery.c.id, sa.Integer)
         connection.execute(sa.update(db.delivery).values(due_at=func.now() - age))
-    assert nudged(database) == ids[: -deliveries.NUDGES - 1 : -1]
+    assert nudged(database) == ids[: -nudges.LIMIT - 1 : -1]
     assert nudged(database) == ids[9::-1]
 
 

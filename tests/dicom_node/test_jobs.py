@@ -21,7 +21,7 @@ from hypothesis.stateful import (
 )
 from sqlalchemy import Connection, func
 
-from dicom_node import db, events, jobs
+from dicom_node import db, events, jobs, nudges
 from dicom_node.db import Database
 from dicom_node.jobs import Job, LeaseLost
 from tests.conftest import JobFactory, StudyFactory
@@ -341,7 +341,7 @@ def test_the_oldest_jobs_are_nudged_first_and_never_more_than_a_batch(
     database: Database, job_factory: JobFactory, study_factory: StudyFactory, analysed: bool
 ) -> None:
     uid = study_factory()
-    count = 2 * jobs.NUDGES + 20
+    count = 2 * nudges.LIMIT + 20
     ids = [job_factory(study_instance_uid=uid, revision=number) for number in range(1, count + 1)]
     with database.transaction() as connection:  # the one made last is due first
         connection.execute(
@@ -351,7 +351,7 @@ def test_the_oldest_jobs_are_nudged_first_and_never_more_than_a_batch(
             connection.execute(sa.text("ANALYZE job"))
     waiting = ids[::-1]
     while waiting:
-        batch, waiting = waiting[: jobs.NUDGES], waiting[jobs.NUDGES :]
+        batch, waiting = waiting[: nudges.LIMIT], waiting[nudges.LIMIT :]
         assert nudged(database) == batch
     assert nudged(database) == []
 
