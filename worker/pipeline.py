@@ -130,7 +130,7 @@ def _readable_headers(node: Node, instances: Sequence[Instance]) -> list[_Held]:
 
 def _choose(node: Node, host: ModelHost, held: Sequence[_Held]) -> _Input | Refusal:
     """The best image whose pixels can really be read."""
-    candidates = [one.candidate for one in held if _is_for(host, one.candidate)]
+    candidates = [one.candidate for one in held]
     refused: dict[str, Fault] = {}
     while True:
         choice = selection.choose(candidates, refused=refused)
@@ -139,17 +139,19 @@ def _choose(node: Node, host: ModelHost, held: Sequence[_Held]) -> _Input | Refu
         chosen = next(
             one for one in held if one.instance.sop_instance_uid == choice.sop_instance_uid
         )
-        try:
-            image = pixels.read(node.storage.path(chosen.instance.path))
-        except UnreadablePixels as error:
-            refused[choice.sop_instance_uid] = Fault(code=error.code, text=str(error))
-            continue
-        return _Input(held=chosen, choice=choice, image=image)
+        image = _image(node, host, chosen)
+        if isinstance(image, Image):
+            return _Input(held=chosen, choice=choice, image=image)
+        refused[choice.sop_instance_uid] = image
 
 
-def _is_for(host: ModelHost, candidate: Candidate) -> bool:
-    """Key Objects take part in the choice (they reject images); images only if the model's."""
-    return candidate.pixel_bytes is None or host.model.accepts(candidate.header)
+def _image(node: Node, host: ModelHost, chosen: _Held) -> Image | Fault:
+    if not host.model.accepts(chosen.candidate.header):
+        return Fault(code="NOT_IMAGE", text="not a kind of image this model was made for")
+    try:
+        return pixels.read(node.storage.path(chosen.instance.path))
+    except UnreadablePixels as error:
+        return Fault(code=error.code, text=str(error))
 
 
 def _refuse(node: Node, job: Job, study: Study, refusal: Refusal) -> None:

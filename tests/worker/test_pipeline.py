@@ -228,6 +228,20 @@ def test_an_image_that_the_model_was_not_made_for_is_not_read(
     assert model.seen == []
 
 
+def test_detector_data_are_refused_by_the_rule_that_names_them(
+    study: Study, host: ModelHost, model: RuleModel
+) -> None:
+    image = phantom(1, study.uid)
+    # PS3.4 B.5: Digital X-Ray Image Storage - For Processing
+    image.SOPClassUID = "1.2.840.10008.5.1.4.1.1.1.1.1"
+    image.PresentationIntentType = "FOR PROCESSING"
+    study.keep(image, quiet=NOTHING)
+    job = read(study, host)
+    assert job.choice is not None
+    assert job.choice["refusal"]["code"] == "FOR_PROCESSING"
+    assert model.seen == []
+
+
 def test_a_file_that_is_gone_is_unreadable(study: Study, host: ModelHost) -> None:
     study.receive()
     (instance,) = study.account.instances
