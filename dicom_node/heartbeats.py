@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -28,6 +30,11 @@ class Process:
     facts: Mapping[str, Any]
     last_seen: datetime
     up: bool
+
+
+def process_name(role: str) -> str:
+    """Names this process among all of the node's."""
+    return f"{role}@{socket.gethostname()}:{os.getpid()}"
 
 
 def beat(

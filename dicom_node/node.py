@@ -8,8 +8,6 @@ dies anywhere is simply repeated.
 from __future__ import annotations
 
 import logging
-import os
-import socket
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -113,14 +111,11 @@ class Node:
             "free_bytes": self.storage.free_bytes(),
         }
         with self.database.transaction() as connection:
-            heartbeats.beat(connection, self._name(), "node", facts)
+            heartbeats.beat(connection, heartbeats.process_name("node"), "node", facts)
 
     def _leave(self) -> None:
         try:
             with self.database.transaction() as connection:
-                heartbeats.leave(connection, self._name())
+                heartbeats.leave(connection, heartbeats.process_name("node"))
         except OutOfResources as error:
             logger.warning("not signed off: %s", error)
-
-    def _name(self) -> str:
-        return f"node@{socket.gethostname()}:{os.getpid()}"

@@ -174,10 +174,9 @@ def quantise_projections(
     weights, and what would be written is silently ruined.
     """
     for layer in language.model.layers:
-        for block in (layer.self_attn, layer.mlp):
-            for name in PROJECTIONS:
-                if (linear := getattr(block, name, None)) is not None:
-                    setattr(block, name, _nf4(linear, device=device, compute=compute))
+        for block, name in product((layer.self_attn, layer.mlp), PROJECTIONS):
+            if (linear := getattr(block, name, None)) is not None:
+                setattr(block, name, _nf4(linear, device=device, compute=compute))
 
 
 def _nf4(linear: nn.Linear, *, device: torch.device, compute: torch.dtype) -> Linear4bit:

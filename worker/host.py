@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import socket
 import statistics
 import threading
 import time
@@ -56,11 +54,6 @@ class ModelHost:
             "state": "busy" if self._device.locked() else "idle",
             "seconds_per_report": statistics.median(self._seconds) if self._seconds else None,
         }
-
-
-def process_name(role: str) -> str:
-    """Names this process among all of the node's."""
-    return f"{role}@{socket.gethostname()}:{os.getpid()}"
 
 
 @contextmanager

@@ -31,11 +31,13 @@ def kept(
         while not done.wait(lease.total_seconds() / 3):
             try:
                 with database.transaction() as connection:
-                    if not renew(connection):
-                        logger.warning("lease lost")
-                        return
+                    held = renew(connection)
             except OutOfResources as error:
                 logger.warning("lease not renewed: %s", error)
+                continue
+            if not held:
+                logger.warning("lease lost")
+                return
 
     thread = threading.Thread(target=keep, name="lease", daemon=True)
     thread.start()

@@ -7,11 +7,12 @@ import warnings
 
 import celery.platforms
 
+from dicom_node import heartbeats
 from dicom_node.config import Settings
 from dicom_node.db import Database
 from worker import pipeline, tasks
 from worker.app import CONCURRENCY, Queue, make_app
-from worker.host import ModelHost, beating, process_name
+from worker.host import ModelHost, beating
 
 
 def work(settings: Settings, database: Database, broker_url: str, queue: Queue) -> None:
@@ -28,7 +29,7 @@ def work(settings: Settings, database: Database, broker_url: str, queue: Queue) 
     # Messages are JSON: nothing in them can run code, whoever we are.
     warnings.filterwarnings("ignore", category=celery.platforms.SecurityWarning)
     host = ModelHost(settings.model) if queue == "gpu" else None
-    name = process_name(queue)
+    name = heartbeats.process_name(queue)
     app = make_app(broker_url)
     node = pipeline.open_node(settings, database)
     tasks.register(app, tasks.Context(node=node, name=name, host=host))

@@ -17,7 +17,7 @@ from dicom_node.heartbeats import Process
 from inference.findings import Image, ModelFailure, ModelUnavailable
 from tests.conftest import PATIENCE
 from tests.worker.rule_model import NAME, RuleModel
-from worker.host import ModelHost, beating, process_name
+from worker.host import ModelHost, beating
 
 IMAGE = Image(pixels=np.full((8, 8), 100, np.uint8), sop_instance_uid="1.2.3")
 
@@ -111,7 +111,7 @@ def test_a_worker_whose_database_is_away_works_on(
 
 
 def test_a_process_is_named_by_role_machine_and_number() -> None:
-    role, _, rest = process_name("gpu").partition("@")
+    role, _, rest = heartbeats.process_name("gpu").partition("@")
     machine, _, number = rest.rpartition(":")
     assert role == "gpu"
     assert machine
