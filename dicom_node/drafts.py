@@ -80,6 +80,18 @@ def find(connection: Connection, sop_instance_uid: str) -> Draft | None:
     return _draft(found) if found else None
 
 
+def texts(connection: Connection, *, digest: str, limit: int) -> Sequence[str]:
+    """What the model with these weights wrote lately, the oldest first; superseded drafts too."""
+    newest = (
+        sa.select(draft.c.text, draft.c.created_at)
+        .where(draft.c.record["algorithm"]["digest"].astext == digest)
+        .order_by(draft.c.created_at.desc())
+        .limit(limit)
+        .subquery()
+    )
+    return connection.scalars(sa.select(newest.c.text).order_by(newest.c.created_at)).all()
+
+
 def of_study(connection: Connection, study_instance_uid: str) -> list[Draft]:
     """All drafts of a study, oldest first."""
     rows = connection.execute(

@@ -269,6 +269,26 @@ def _warnings(status: Status) -> Iterator[Problem]:
             text="no peer is a destination: drafts stay here",
             fix='add [[peers]] with roles = ["destination"]',
         )
+    yield from _slow(status)
+
+
+def _slow(status: Status) -> Iterator[Problem]:
+    for facts in (one.facts for one in status.workers if one.facts.get("model")):
+        if facts.get("device") == "cpu" and not facts.get("demo"):
+            yield Problem(
+                code="cpu",
+                text=f"{facts['model']} takes {_pace(facts)} on this CPU",
+                fix="nothing is wrong; where that is too slow, let a worker with a GPU read",
+            )
+
+
+def _pace(facts: Mapping[str, Any]) -> str:
+    """How long a report takes: as measured, or else what is usual without a GPU."""
+    seconds = facts.get("seconds_per_report")
+    if seconds is None:
+        return "minutes for a report"
+    long = f"{seconds:.0f} seconds" if seconds < 60 else f"{seconds / 60:.1f} minutes"
+    return f"{long} for a report"
 
 
 def to_json(status: Status) -> dict[str, Any]:
@@ -331,7 +351,10 @@ def _worker(one: Process) -> dict[str, Any]:
         "demo": one.facts.get("demo", False),
         "device": one.facts.get("device"),
         "state": one.facts.get("state"),
+        "slots": one.facts.get("slots"),
+        "busy": one.facts.get("busy"),
         "seconds_per_report": one.facts.get("seconds_per_report"),
+        "tokens_per_pass": one.facts.get("tokens_per_pass"),
         "last_seen": _iso(one.last_seen),
     }
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import html
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+import ftfy
 import torch
 import torch.nn.functional as F
 from tokenizers import BertWordPieceTokenizer
@@ -16,12 +18,11 @@ LAYER_NORM_EPS = 1e-12  # BERT's own, not torch's
 
 
 def clean(text: str) -> str:
-    """Undo HTML escapes (twice, as open_clip) and collapse white space.
+    """Straighten quotes and mojibake, undo HTML escapes twice, collapse white space.
 
-    open_clip also runs ftfy, which straightens curly quotes and mojibake; it is no dependency
-    here, so texts with such characters get slightly different ids than upstream.
+    As open_clip 2.23.0 does before tokenising (tokenizer.py, basic_clean and whitespace_clean).
     """
-    return " ".join(html.unescape(html.unescape(text)).split())
+    return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split())
 
 
 class WordPiece:
@@ -62,3 +63,11 @@ class TextEncoder(nn.Module):
         hidden = self.transformer(input_ids=ids, attention_mask=(ids != 0).long())
         vectors = self.proj(hidden.last_hidden_state[:, 0]).float()
         return F.normalize(vectors, dim=-1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextTower:
+    """Words in, vectors out."""
+
+    words: WordPiece
+    network: TextEncoder

@@ -6,6 +6,7 @@ The only module of ``inference`` that ``dicom_node`` may read: standard library 
       UnreadablePixels          the image can't be decoded or has no contrast (never retried)
       ModelUnavailable          weights missing or unloadable (an administrator must act)
       ModelFailure              the device gave out or produced NaN (may work the second time)
+        DeviceLost              nothing will work again in this process
 """
 
 from __future__ import annotations
@@ -48,6 +49,12 @@ class ModelFailure(InferenceError):
     retry = True
 
 
+class DeviceLost(ModelFailure):
+    """The device is in a state that only a new process can leave (a sticky CUDA error)."""
+
+    code = "model.device_lost"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Algorithm:
     """Which model wrote a draft, in the words of PS3.16 TID 4019 and PS3.3 C.7.5.2."""
@@ -86,9 +93,12 @@ class Findings:
 
     text: str  #: findings section, exactly as generated (never rewritten)
     algorithm: Algorithm
-    image_embedding: Embedding  #: from the same vision pass as the text
-    text_embedding: Embedding  #: of ``text``
+    image_embedding: Embedding | None  #: from the same vision pass as the text
+    text_embedding: Embedding | None  #: of ``text``; None where the model has no text tower
     history: str | None  #: the indication that was given to the model, if any
-    seconds: Mapping[str, float]  #: {"vision", "prefill", "decode", ...}
+    seconds: Mapping[str, float]  #: {"wait", "vision", "prefill", "decode"}
     impression: str | None = None  #: only when the model wrote one
+    prompt_tokens: int = 0  #: image rows included
     generated_tokens: int = 0
+    passes: int = 0  #: of the language model after the prompt
+    accepted_drafts: int = 0  #: drafted tokens that the model agreed to

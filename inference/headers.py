@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 import struct
+import threading
 import unicodedata
 import warnings
 import zlib
-from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable
+from contextlib import AbstractContextManager, ExitStack
 
 from pydicom import Dataset
 from pydicom import config as pydicom_config
@@ -34,15 +35,41 @@ PYDICOM_ERRORS = (
 )
 
 
-@contextmanager
-def tolerant() -> Iterator[None]:
+class _Tolerance:
+    """pydicom's checks and Python's warnings, off while any thread is inside.
+
+    Both are settings of the process. Had each thread saved and restored them by itself, the first
+    to leave would have switched them on again for the others, or off for good.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._off = ExitStack()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._off.enter_context(warnings.catch_warnings(action="ignore"))
+                self._off.enter_context(pydicom_config.disable_value_validation())
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._off.close()
+
+
+_tolerance = _Tolerance()
+
+
+def tolerant() -> AbstractContextManager[None]:
     """Switch pydicom's checks and warnings off: a wrong value is judged here, not there.
 
-    Its settings are global to the process: not for several threads at once.
+    Several threads may be inside at once; meanwhile nobody in the process is warned.
     """
-    with warnings.catch_warnings(), pydicom_config.disable_value_validation():
-        warnings.simplefilter("ignore")
-        yield
+    return _tolerance
 
 
 def values(header: Dataset, keyword: str) -> tuple[object, ...]:

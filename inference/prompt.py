@@ -1,4 +1,4 @@
-"""The prompt of LLaVA-Rad: conversation template as data, clinical history -> token ids.
+"""Prompts around an image; the words of LLaVA-Rad: clinical history -> token ids.
 
 Pure. Sources: microsoft/LLaVA-Rad at 1fc4409, llava/conversation.py ("v1"), llava/utils.py (the
 two questions), llava/eval/model_mimic_cxr.py (how they are put together).
@@ -6,7 +6,8 @@ two questions), llava/eval/model_mimic_cxr.py (how they are put together).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 PROMPT_ID = "llava-rad-v1"  # changes with any word below; recorded with each draft
 
@@ -19,9 +20,27 @@ IMAGE_MARK = "<image>"
 IMAGE_ID = -200  # llava/constants.py IMAGE_TOKEN_INDEX; no vocabulary holds it
 BOS_ID = 1  # Llama
 
-HISTORY_TOKENS = 128  # what 1,792 positions hold beside image, prompt and 256 new tokens
+HISTORY_TOKENS = 128  # every slot must have room for them, so longer ones are cut visibly
 
 Tokenise = Callable[[str], list[int]]  #: text -> ids without BOS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """What is asked about an image."""
+
+    text: str  #: whole, the image as ``<image>``
+    before: Sequence[int]  #: ids up to the image, BOS first
+    after: Sequence[int]  #: ids behind it
+
+    @property
+    def ids(self) -> list[int]:
+        """All ids, ``IMAGE_ID`` where the image goes."""
+        return [*self.before, IMAGE_ID, *self.after]
+
+    def __len__(self) -> int:
+        """Ids without the image."""
+        return len(self.before) + len(self.after)
 
 
 def question(history: str | None) -> str:
@@ -32,24 +51,17 @@ def question(history: str | None) -> str:
     return f"{QUESTION} given the following indication: {reason}"
 
 
-def parts(history: str | None) -> tuple[str, str]:
-    """The prompt before and after the image.
+def build(tokenise: Tokenise, history: str | None) -> Prompt:
+    """The whole prompt.
 
     Built as two parts, never split at the mark afterwards: a history may contain the mark's text.
     """
-    return f"{SYSTEM} USER: ", f"\n{question(history)} ASSISTANT:"
-
-
-def text(history: str | None) -> str:
-    """The whole prompt as one string, the image as ``<image>``."""
-    before, after = parts(history)
-    return before + IMAGE_MARK + after
-
-
-def token_ids(tokenise: Tokenise, history: str | None) -> list[int]:
-    """Prompt ids with one BOS at the start and ``IMAGE_ID`` where the image goes."""
-    before, after = parts(history)
-    return [BOS_ID, *tokenise(before), IMAGE_ID, *tokenise(after)]
+    before, after = f"{SYSTEM} USER: ", f"\n{question(history)} ASSISTANT:"
+    return Prompt(
+        text=before + IMAGE_MARK + after,
+        before=(BOS_ID, *tokenise(before)),
+        after=tuple(tokenise(after)),
+    )
 
 
 def fit(tokenise: Tokenise, history: str | None) -> str | None:

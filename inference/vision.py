@@ -72,11 +72,16 @@ def preprocess(image: PilImage.Image, size: int) -> Tensor:
 
 def crop(image: PilImage.Image, size: int, resample: PilImage.Resampling) -> PilImage.Image:
     """Shorter side to ``size``, then the centre ``size`` x ``size``."""
+    resized = resize(image, size, resample)
+    left, top = (round((side - size) / 2) for side in resized.size)
+    return resized.crop((left, top, left + size, top + size))
+
+
+def resize(image: PilImage.Image, size: int, resample: PilImage.Resampling) -> PilImage.Image:
+    """Shorter side to ``size``; the longer one is truncated to whole pixels."""
     short = min(image.size)
     width, height = (int(size * side / short) for side in image.size)
-    resized = image.resize((width, height), resample)
-    left, top = round((width - size) / 2), round((height - size) / 2)
-    return resized.crop((left, top, left + size, top + size))
+    return image.resize((width, height), resample)
 
 
 def normalise(pixels: Tensor) -> Tensor:

@@ -21,8 +21,6 @@ Queue = Literal["gpu", "net"]
 ANALYSE = "worker.analyse"
 DELIVER = "worker.deliver"
 QUEUES: dict[str, Queue] = {ANALYSE: "gpu", DELIVER: "net"}
-#: One device, one thread on it; deliveries wait for peers, so four at a time.
-CONCURRENCY: dict[Queue, int] = {"gpu": 1, "net": 4}
 
 #: Longer than any report takes, or Redis hands the message out twice (harmless: leases decide).
 VISIBILITY_SECONDS = 3600

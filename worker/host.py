@@ -1,4 +1,4 @@
-"""The model of this process: loaded once, used by one thread at a time, watched by a heartbeat."""
+"""The model of this process: loaded once, used by several threads, watched by a heartbeat."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import statistics
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +22,8 @@ from inference.findings import Findings, Image
 logger = logging.getLogger(__name__)
 
 BEAT_SECONDS = 5.0
+#: Medians are over so many reports.
+LATELY = 50
 
 
 class ModelHost:
@@ -30,30 +32,70 @@ class ModelHost:
     def __init__(self, settings: Model) -> None:
         path = Path(settings.path) if settings.path else None
         self.name = settings.name
-        self.model = models.load(settings.name, path=path, device=settings.device)
-        self._device = threading.Lock()
-        self._seconds: deque[float] = deque(maxlen=50)
+        options = models.Options(
+            slots=settings.slots,
+            draft_tokens=settings.draft_tokens,
+            max_new_tokens=settings.max_new_tokens,
+            report_seconds=settings.report_seconds,
+        )
+        self.model = models.load(settings.name, path=path, device=settings.device, options=options)
+        self.slots = self.model.slots
+        self._counting = threading.Lock()
+        self._busy = 0
+        self._seconds: deque[float] = deque(maxlen=LATELY)
+        self._tokens_per_pass: deque[float] = deque(maxlen=LATELY)
 
     def read(self, images: Sequence[Image], history: str | None) -> Findings:
-        """One report; see :class:`inference.models.ReportModel`."""
-        with self._device:
+        """One report; see :class:`inference.models.ReportModel`.
+
+        May be called from ``slots`` threads at once: the model sees to its device itself.
+        """
+        with self._busy_meanwhile():
             began = time.monotonic()
             findings = self.model.read(images, history)
-            self._seconds.append(time.monotonic() - began)
+            seconds = time.monotonic() - began
+        with self._counting:
+            self._seconds.append(seconds)
+            if findings.passes:
+                self._tokens_per_pass.append(findings.generated_tokens / findings.passes)
         return findings
+
+    def close(self) -> None:
+        """Give the device back."""
+        self.model.close()
 
     def facts(self) -> dict[str, Any]:
         """For ``status``: which model this is and how fast it is here."""
         algorithm = self.model.algorithm
+        with self._counting:
+            busy = self._busy
+            seconds, tokens_per_pass = _median(self._seconds), _median(self._tokens_per_pass)
         return {
             "model": self.name,
             "algorithm": f"{algorithm.name} {algorithm.version}",
             "demo": algorithm.demo,
             "device": str(self.model.device),
             "digest": algorithm.digest,
-            "state": "busy" if self._device.locked() else "idle",
-            "seconds_per_report": statistics.median(self._seconds) if self._seconds else None,
+            "state": "busy" if busy else "idle",
+            "slots": self.slots,
+            "busy": busy,
+            "seconds_per_report": seconds,
+            "tokens_per_pass": tokens_per_pass,
         }
+
+    @contextmanager
+    def _busy_meanwhile(self) -> Iterator[None]:
+        with self._counting:
+            self._busy += 1
+        try:
+            yield
+        finally:
+            with self._counting:
+                self._busy -= 1
+
+
+def _median(values: Collection[float]) -> float | None:
+    return statistics.median(values) if values else None
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 import sqlalchemy as sa
+from sqlalchemy import Connection
 
 from dicom_node import __version__, db, deliveries, drafts, jobs, retrieval, scu, studies
 from dicom_node.config import Settings
@@ -21,8 +22,9 @@ from dicom_node.results import record, source, text_sr, uids
 from dicom_node.results.record import DraftRecord, Input, Reference
 from dicom_node.storage import Storage
 from dicom_node.studies import Instance, Study
-from inference import pixels, selection
-from inference.findings import Findings, Image, ModelFailure, UnreadablePixels
+from inference import indication, pixels, selection
+from inference.findings import Embedding, Findings, Image, ModelFailure, UnreadablePixels
+from inference.indication import Indication
 from inference.selection import Candidate, Choice, Fault, Refusal
 from worker.host import ModelHost
 
@@ -60,11 +62,17 @@ class _Held:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Input:
-    """The image the model gets."""
+    """What the model gets: the image, and the indication if its header has one."""
 
     held: _Held
     choice: Choice
     image: Image
+    indication: Indication | None
+
+    @property
+    def history(self) -> str | None:
+        """The indication's words."""
+        return self.indication.text if self.indication else None
 
     def as_json(self) -> dict[str, str]:
         """How ``study --json`` names the choice."""
@@ -98,7 +106,7 @@ def analyse(node: Node, host: ModelHost, job: Job) -> None:
         with node.database.transaction() as connection:
             jobs.drafted(connection, job, chosen.as_json(), reason)
         return
-    findings = host.read([chosen.image], None)
+    findings = host.read([chosen.image], chosen.history)
     if not findings.text.strip() or "\0" in findings.text:  # Postgres takes no NUL
         raise ModelFailure("the model wrote nothing, or no text")
     draft_record = _record(node, job, held, chosen, findings, present)
@@ -141,7 +149,8 @@ def _choose(node: Node, host: ModelHost, held: Sequence[_Held]) -> _Input | Refu
         )
         image = _image(node, host, chosen)
         if isinstance(image, Image):
-            return _Input(held=chosen, choice=choice, image=image)
+            why = indication.find(chosen.candidate.header)
+            return _Input(held=chosen, choice=choice, image=image, indication=why)
         refused[choice.sop_instance_uid] = image
 
 
@@ -204,6 +213,7 @@ def _record(
         findings=findings.text,
         impression=findings.impression,
         history=findings.history,
+        history_source=_history_source(chosen, findings),
         inputs=(used,),
         evidence=tuple(_reference(instance) for instance in images),
         warnings=(*chosen.choice.warnings, *chosen.image.warnings),
@@ -211,6 +221,13 @@ def _record(
         version=present.version + 1 if present else 1,
         predecessor=_predecessor(present) if present else None,
     )
+
+
+def _history_source(chosen: _Input, findings: Findings) -> str | None:
+    """Only of what the model was given: it may take none."""
+    if chosen.indication is None or findings.history is None:
+        return None
+    return chosen.indication.source
 
 
 def _reference(instance: Instance) -> Reference:
@@ -279,10 +296,21 @@ def _commit(node: Node, job: Job, result: _Result, present: Draft | None) -> Non
         jobs.drafted(connection, job, result.chosen.as_json())  # raises if the lease was lost
         for old in drafts.keep(connection, draft):
             deliveries.drop_unsent(connection, old, f"superseded by {draft.sop_instance_uid}")
-        uid = draft.sop_instance_uid
-        deliveries.create(connection, study_uid, uid, node.settings.destinations())
-        retrieval.write(connection, study_uid, uid, "image", result.findings.image_embedding)
-        retrieval.write(connection, study_uid, uid, "report", result.findings.text_embedding)
+        destinations = node.settings.destinations()
+        deliveries.create(connection, study_uid, draft.sop_instance_uid, destinations)
+        _index(connection, draft, result.findings)
+
+
+def _index(connection: Connection, draft: Draft, findings: Findings) -> None:
+    """Make the draft findable by the vectors that the model has."""
+    vectors: tuple[tuple[retrieval.Kind, Embedding | None], ...] = (
+        ("image", findings.image_embedding),
+        ("report", findings.text_embedding),
+    )
+    study_uid, uid = draft.study_instance_uid, draft.sop_instance_uid
+    for kind, vector in vectors:
+        if vector is not None:
+            retrieval.write(connection, study_uid, uid, kind, vector)
 
 
 # -- deliver ---------------------------------------------------------------------------------------

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -13,13 +16,18 @@ from dicom_node.db import Database
 from dicom_node.deliveries import Delivery
 from dicom_node.errors import NodeError, OutOfResources, PeerError, trace
 from dicom_node.jobs import Job, LeaseLost
-from inference.findings import InferenceError
+from inference.findings import DeviceLost, InferenceError
 from worker import lease, pipeline
 from worker.app import ANALYSE, DELIVER
 from worker.host import ModelHost
 from worker.pipeline import Node
 
 logger = logging.getLogger(__name__)
+
+
+def end_process() -> None:
+    """Let Celery finish what it can and end; the supervisor (or container) starts a new process."""
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +37,7 @@ class Context:
     node: Node
     name: str  #: of this process
     host: ModelHost | None  #: only where the queue ``gpu`` is served
+    stop: Callable[[], None] = end_process  #: when this process can't go on
 
     @property
     def database(self) -> Database:
@@ -79,6 +88,10 @@ def _analyse(context: Context, host: ModelHost, job: Job) -> None:
         pipeline.analyse(context.node, host, job)
     except (OutOfResources, LeaseLost):
         raise
+    except DeviceLost as error:
+        _model_failed(context, job, error)
+        logger.error("this process ends: only a new one gets a working device")
+        context.stop()
     except InferenceError as error:
         _model_failed(context, job, error)
     except NodeError as error:

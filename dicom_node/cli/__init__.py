@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 import typer
 
@@ -214,12 +214,97 @@ def demo() -> None:
     demonstration.show()
 
 
+ModelName = Annotated[str, typer.Option("--model", metavar="NAME", help="see `models list`")]
+Source = Annotated[
+    Path, typer.Option(help="The published model folder, or the folder around all of them.")
+]
+Base = Annotated[
+    Path | None, typer.Option(help="The base language model's folder, if not in SOURCE.")
+]
+Quantize = Annotated[
+    Literal["nf4", "none"], typer.Option(help="nf4: projections in 4 bits; none: all in float32")
+]
+
+
 @models_app.command("list")
 def models_list(config: Config = None, as_json: Json = False) -> None:
-    """List the models that are installed."""
-    from dicom_node.cli import looking, wiring
+    """List the models that are installed, and what each needs."""
+    from dicom_node.cli import modelling, wiring
 
-    looking.models(wiring.settings(config), as_json=as_json)
+    modelling.show_models(wiring.settings(config), as_json=as_json)
+
+
+@models_app.command("pull")
+def models_pull(
+    model: ModelName,
+    output: Annotated[Path, typer.Option(help="Folder for the published files.")],
+    accept_licence: Annotated[
+        bool, typer.Option("--accept-licence", help="Our site accepts the terms shown.")
+    ] = False,
+) -> None:
+    """Show what a model needs and under which terms; fetch it once they are accepted."""
+    from dicom_node.cli import modelling
+
+    modelling.pull(model, output, accepted=accept_licence)
+
+
+@models_app.command("prepare")
+def models_prepare(
+    model: ModelName,
+    source: Source,
+    output: Annotated[Path, typer.Option(help="New folder for the prepared weights.")],
+    base: Base = None,
+    quantize: Quantize = "nf4",
+) -> None:
+    """Turn published weights into the one folder that the node loads."""
+    from dicom_node.cli import modelling
+
+    modelling.prepare(model, source, base, output, quantize)
+
+
+@models_app.command("verify")
+def models_verify(
+    config: Config = None,
+    model: Annotated[str | None, typer.Option(metavar="NAME", help="Default: configured.")] = None,
+    path: Annotated[Path | None, typer.Option(help="Prepared folder. Default: configured.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Check prepared weights, and that this machine computes with them what it should."""
+    from dicom_node.cli import modelling, wiring
+
+    modelling.verify(wiring.settings(config), model, path, as_json=as_json)
+
+
+@models_app.command("trace")
+def models_trace(
+    model: ModelName,
+    source: Source,
+    output: Annotated[Path, typer.Option(metavar="OUT.safetensors")],
+    base: Base = None,
+    image: Annotated[Path | None, typer.Option(help="DICOM, or a picture taken as it is.")] = None,
+    indication: Annotated[str | None, typer.Option(metavar="TEXT")] = None,
+    text: Annotated[str | None, typer.Option(metavar="TEXT", help="For retrieval.")] = None,
+    quantize: Quantize = "none",
+) -> None:
+    """Write every stage of one image or text, to compare with another implementation."""
+    from dicom_node.cli import modelling
+
+    if image is None and text is None:
+        raise typer.BadParameter("give --image, --text or both")
+    asked = modelling.Traced(image=image, indication=indication, text=text)
+    modelling.trace(model, source, base, asked, quantize, output)
+
+
+@models_app.command("demo")
+def models_demo(
+    output: Annotated[
+        Path | None, typer.Option(help="Copy its published layout here, for practice.")
+    ] = None,
+) -> None:
+    """Say what the demo model is."""
+    from dicom_node.cli import modelling
+
+    modelling.demo(output)
 
 
 @db_app.command()

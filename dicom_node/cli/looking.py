@@ -104,11 +104,14 @@ class Query:
     limit: int
 
     @property
-    def target(self) -> Kind:
-        """Cross-modal unless said otherwise: words find images, images find reports."""
+    def targets(self) -> tuple[Kind, ...]:
+        """Cross-modal unless said otherwise: words find images, images find reports.
+
+        Where nothing of the first kind is indexed (a model that places no texts), the next.
+        """
         if self.kind is not None:
-            return "image" if self.kind == "image" else "report"
-        return "image" if self.text is not None else "report"
+            return ("image",) if self.kind == "image" else ("report",)
+        return ("image",) if self.text is not None else ("report", "image")
 
 
 def find(settings: Settings, query: Query) -> list[Hit]:
@@ -128,7 +131,11 @@ def find(settings: Settings, query: Query) -> list[Hit]:
     else:
         vector = _embed(settings, query)
     with database.transaction() as connection:
-        return nearest(connection, vector, kind=query.target, limit=query.limit, asked=query.study)
+        for kind in query.targets:
+            hits = nearest(connection, vector, kind=kind, limit=query.limit, asked=query.study)
+            if hits:
+                return hits
+    return []
 
 
 def search(settings: Settings, query: Query, *, as_json: bool) -> None:
@@ -156,7 +163,12 @@ def _embed(settings: Settings, query: Query) -> Embedding:
     from inference import models, pixels
 
     path = Path(settings.model.path) if settings.model.path else None
-    model: ReportModel = models.load(settings.model.name, path=path, device=settings.model.device)
+    model: ReportModel = models.load(
+        settings.model.name,
+        path=path,
+        device=settings.model.device,
+        options=models.Options(slots=1, draft_tokens=0),  # nothing is written here
+    )
     if query.text is not None:
         return model.embed_text(query.text)
     assert query.image is not None  # the command takes exactly one of the three
@@ -164,17 +176,3 @@ def _embed(settings: Settings, query: Query) -> Embedding:
         raise NotFound(f"{query.image}: no such file")
     open_image = pixels.read if is_dicom(query.image) else pixels.from_file
     return model.embed_image(open_image(query.image))
-
-
-def models(settings: Settings, *, as_json: bool) -> None:
-    """The installed models; the configured one is marked."""
-    from inference import models as report_models
-
-    names = report_models.names()
-    if as_json:
-        print(json.dumps({"configured": settings.model.name, "models": names}, indent=2))
-        return
-    tables.show(
-        ("model", ""),
-        [(name, "configured" if name == settings.model.name else "") for name in names],
-    )

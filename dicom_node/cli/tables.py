@@ -85,9 +85,16 @@ def show_status(status: Status) -> None:
 def _worker(facts: Mapping[str, object], name: str) -> str:
     if not facts.get("model"):
         return f"{name} {facts.get('state')}"
-    seconds = facts.get("seconds_per_report")
-    speed = f", {seconds:.1f} s per report" if isinstance(seconds, float) else ""
-    return f"{name} {facts['state']}: {facts['algorithm']} on {facts['device']}{speed}"
+    told = [f"{name} {facts['state']}: {facts['algorithm']} on {facts['device']}"]
+    if slots := facts.get("slots"):
+        told.append(f"{facts.get('busy')} of {slots} slots in use")
+    for key, what in (
+        ("seconds_per_report", "s per report"),
+        ("tokens_per_pass", "tokens per pass"),
+    ):
+        if isinstance(number := facts.get(key), float):
+            told.append(f"{number:.1f} {what}")
+    return ", ".join(told)
 
 
 def _free(free: int | None) -> str:

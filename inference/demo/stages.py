@@ -23,7 +23,7 @@ from inference.demo import report
 from inference.demo.dataset import GRID, PATCH, SIDE, Example
 from inference.demo.phantom import LABELS
 from inference.embeddings import CONTEXT, TextEncoder, WordPiece
-from inference.generate import EOS_ID
+from inference.llama import EOS_ID
 from inference.vision import VisionConfig, VisionEncoder, normalise
 
 # Sizes: every Llama projection fits bitsandbytes' CPU kernel (in % 64 == 0, out % 32 == 0).
@@ -202,15 +202,14 @@ def train_language(
     projector, language = new_language(vocabulary)
     weights = chain(projector.parameters(), language.parameters())
     descent = Descent(weights, steps=steps, decay=0.01)
-    ids = prompt.token_ids(tokenise, None)
-    at = ids.index(prompt.IMAGE_ID)
+    asked = prompt.build(tokenise, None)
     for batch in material.batches(BATCH, steps, "language"):
         answers = [[*tokenise(material.write(i)), EOS_ID] for i in batch]
-        after, targets = pad([[*ids[at + 1 :], *answer] for answer in answers], len(ids) - at - 1)
+        after, targets = pad([[*asked.after, *answer] for answer in answers], len(asked.after))
         with half():
             image = projector(seen[batch][:, 1:].float())  # (B, N, D)
             embed = language.get_input_embeddings()
-            before = embed(torch.tensor(ids[:at])).expand(len(batch), -1, -1)
+            before = embed(torch.tensor(asked.before)).expand(len(batch), -1, -1)
             embeds = torch.cat([before, image, embed(after)], dim=1)
             logits = language(inputs_embeds=embeds, logits_to_keep=after.shape[1]).logits
         descent.step(F.cross_entropy(logits[:, :-1].float().transpose(1, 2), targets[:, 1:]))

@@ -10,9 +10,10 @@ import argparse
 import json
 import logging
 import platform
+import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -28,13 +29,15 @@ from sentencepiece import SentencePieceProcessor
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
-from inference import weights
 from inference.demo import evaluate, report, stages, vocabulary
 from inference.demo.dataset import examples
 from inference.demo.model import DemoModel
 from inference.demo.phantom import scene
 from inference.embeddings import CONTEXT, TextEncoder
 from inference.vision import VisionEncoder
+from inference.weights.files import State
+from inference.weights.llava_rad import VISION_JSON
+from inference.weights.prepare import prepare
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +48,7 @@ RECORDED = ("torch", "transformers", "bitsandbytes", "sentencepiece", "numpy", "
 #: config.json, as far as the published one says how the parts fit together.
 LLAVA_CONFIG = {
     "model_type": "llava",
+    "adapter": False,  # not published so: our language model is trained as a whole
     "image_aspect_ratio": "square",
     "mm_hidden_size": stages.VISION.width,
     "mm_projector_type": "mlp2x_gelu",
@@ -131,8 +135,11 @@ def make(plan: Plan, output: Path) -> None:
     trained = train(plan, watch)
     save_base(trained, output / "vicuna-base")
     save_model(trained, output / "llava-rad")
-    with watch("measuring"):
-        figures = measure(DemoModel.load(output, device="cpu"), plan.tested)
+    with watch("measuring"), tempfile.TemporaryDirectory() as folder:
+        prepared = Path(folder) / "prepared"
+        prepare(DemoModel.recipe(output, None), prepared)
+        with closing(DemoModel.load(prepared, device="cpu")) as model:
+            figures = measure(model, plan.tested)
     record = {
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
         "plan": asdict(plan),
@@ -213,19 +220,19 @@ def save_model(trained: Trained, folder: Path) -> None:
     write_json(tower / "config.json", trained.text.transformer.config.to_dict())
     (tower / "vocab.txt").write_text("\n".join(trained.words) + "\n", encoding="utf-8")
     write_json(folder / "config.json", LLAVA_CONFIG)
-    write_json(folder / weights.VISION_JSON, CLIP_CONFIG)
+    write_json(folder / VISION_JSON, CLIP_CONFIG)
     projector = named(trained.projector, "base_model.model.model.mm_projector.")
     save_tensors(projector, folder / "non_lora_trainables.safetensors")
     clip = named(trained.encoder, "visual.") | named(trained.text, "text.")
     save_tensors(clip | {"logit_scale": trained.scale}, folder / f"{CHECKPOINT}.safetensors")
 
 
-def named(module: nn.Module, prefix: str) -> weights.State:
+def named(module: nn.Module, prefix: str) -> State:
     """Tensors of a module under the published names."""
     return {prefix + name: tensor for name, tensor in module.state_dict().items()}
 
 
-def save_tensors(state: weights.State, path: Path) -> None:
+def save_tensors(state: State, path: Path) -> None:
     """Write tensors as float16."""
     tensors = {name: tensor.detach().half().contiguous() for name, tensor in state.items()}
     save_file(tensors, path, metadata={"format": "pt"})
@@ -248,7 +255,7 @@ def measure(model: DemoModel, tested: int) -> dict[str, Any]:
         model.read([evaluate.image(phantom, invert=True)], None).text for phantom in phantoms
     ]
     labels = [phantom.labels for phantom in phantoms]
-    images = np.stack([draft.image_embedding.vector for draft in drafts])
+    images = np.stack([draft.image_embedding.vector for draft in drafts if draft.image_embedding])
     texts = np.stack([
         model.embed_text(report.write(p.labels, p.sizes, seed=p.seed)).vector for p in phantoms
     ])  # fmt: skip

@@ -49,8 +49,8 @@ def sentence_pieces(texts: Iterable[str]) -> bytes:
 
 def _lines(texts: Iterable[str]) -> Iterator[str]:
     yield from texts
-    yield from prompt.text(None).split("\n")
-    yield from prompt.text("Cough and fever.").split("\n")
+    for history in (None, "Cough and fever."):
+        yield from prompt.build(lambda _: [], history).text.split("\n")
 
 
 def words(texts: Iterable[str]) -> list[str]:

@@ -208,6 +208,12 @@ def test_peers_that_are_no_json_are_named() -> None:
         ("jobs.max_attempts", "0"),
         ("jobs.give_up_hours", "0"),
         ("model.device", "tpu"),
+        ("model.slots", "-1"),
+        ("model.slots", "65"),
+        ("model.draft_tokens", "-1"),
+        ("model.draft_tokens", "16"),
+        ("model.max_new_tokens", "-1"),
+        ("model.report_seconds", "-0.1"),
         ("results.text_sr", "perhaps"),
     ],
 )
@@ -354,7 +360,14 @@ _settings = st.fixed_dictionaries(
         "database": st.fixed_dictionaries({"url": _printable}),
         "broker": st.fixed_dictionaries({"url": _printable}),
         "study": st.fixed_dictionaries({"quiet_seconds": _seconds, "ready_seconds": _seconds}),
-        "model": st.fixed_dictionaries({"name": _printable, "path": _printable}),
+        "model": st.fixed_dictionaries(
+            {
+                "name": _printable,
+                "path": _printable,
+                "slots": st.integers(0, 64),
+                "report_seconds": _seconds,
+            }
+        ),
         "results": st.fixed_dictionaries({"text_sr": st.booleans()}),
         "jobs": st.fixed_dictionaries({"max_attempts": st.integers(1), "lease_seconds": _seconds}),
         "peers": st.lists(_peers, max_size=3, unique_by=lambda one: one.name),

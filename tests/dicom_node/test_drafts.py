@@ -82,6 +82,32 @@ def test_the_live_draft_of_one_model(database: Database, draft_factory: DraftFac
         assert drafts.current(connection, uid, model="third") is None
 
 
+def test_what_one_models_weights_wrote_lately_comes_oldest_first(
+    database: Database, draft_factory: DraftFactory
+) -> None:
+    for number, digest in enumerate(["ours", "others", "ours", "ours"]):
+        draft_factory(text=f"Text {number}.", record={"algorithm": {"digest": digest}})
+    with database.transaction() as connection:
+        assert drafts.texts(connection, digest="ours", limit=10) == [
+            "Text 0.",
+            "Text 2.",
+            "Text 3.",
+        ]
+        assert drafts.texts(connection, digest="ours", limit=2) == ["Text 2.", "Text 3."]
+        assert drafts.texts(connection, digest="nobody's", limit=10) == []
+
+
+def test_a_superseded_draft_is_still_what_the_model_wrote(
+    database: Database, draft_factory: DraftFactory
+) -> None:
+    record = {"algorithm": {"digest": "ours"}}
+    first = draft_factory(record=record, text="First.")
+    uid = first.study_instance_uid
+    draft_factory(study_instance_uid=uid, revision=2, version=2, record=record, text="Second.")
+    with database.transaction() as connection:
+        assert drafts.texts(connection, digest="ours", limit=10) == ["First.", "Second."]
+
+
 def test_a_draft_can_not_be_kept_twice(database: Database, draft_factory: DraftFactory) -> None:
     kept = draft_factory()
     with pytest.raises(sa.exc.IntegrityError), database.transaction() as connection:

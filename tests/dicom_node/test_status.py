@@ -24,6 +24,16 @@ from tests.dicom_node.states import MINUTE, claimed
 PEER = Peer(name="pacs", ae_title="PACS", host=("10.0.0.5",))
 SETTINGS = Settings(peers=(PEER,))
 PLENTY = 10 * LOW_BYTES
+READER = {
+    "model": "demo",
+    "demo": True,
+    "device": "cpu",
+    "state": "idle",
+    "slots": 4,
+    "busy": 0,
+    "seconds_per_report": 1.5,
+    "tokens_per_pass": 2.5,
+}
 
 #: interface.md, `status --json`: the keys that must be there
 STATUS = {
@@ -55,8 +65,7 @@ def running(database: Database) -> Database:
     with database.transaction() as connection:
         node = {"broker_up": True, "free_bytes": PLENTY}
         heartbeats.beat(connection, "node@host:1", "node", node)
-        facts = {"model": "demo", "device": "cpu", "state": "idle", "seconds_per_report": 1.5}
-        heartbeats.beat(connection, "gpu@host:2", "gpu", facts)
+        heartbeats.beat(connection, "gpu@host:2", "gpu", READER)
         heartbeats.beat(connection, "net@host:3", "net", {"state": "idle"})
     return database
 
@@ -83,6 +92,11 @@ def facts(database: Database, **changes: object) -> None:
     with database.transaction() as connection:
         node = {"broker_up": True, "free_bytes": PLENTY, **changes}
         heartbeats.beat(connection, "node@host:1", "node", node)
+
+
+def reader(database: Database, **changes: object) -> None:
+    with database.transaction() as connection:
+        heartbeats.beat(connection, "gpu@host:2", "gpu", {**READER, **changes})
 
 
 def held_delivery(database: Database, draft: Draft) -> Delivery:
@@ -217,6 +231,29 @@ def test_a_node_without_destinations_is_warned_of(running: Database) -> None:
     assert found.healthy
 
 
+@pytest.mark.parametrize(
+    ("seconds", "pace"),
+    [
+        (None, "minutes for a report"),
+        (45.4, "45 seconds for a report"),
+        (200.0, "3.3 minutes for a report"),
+    ],
+)
+def test_a_model_on_a_cpu_says_what_a_report_takes_and_that_nothing_is_wrong(
+    running: Database, seconds: float | None, pace: str
+) -> None:
+    reader(running, model="llava-rad", demo=False, seconds_per_report=seconds)
+    found = snapshot(running, SETTINGS)
+    (said,) = found.warnings
+    assert (said.code, said.text) == ("cpu", f"llava-rad takes {pace} on this CPU")
+    assert found.healthy
+
+
+def test_a_model_on_a_gpu_is_not_spoken_of(running: Database) -> None:
+    reader(running, model="llava-rad", demo=False, device="cuda")
+    assert snapshot(running, SETTINGS).warnings == ()
+
+
 # -- the document ----------------------------------------------------------------------------------
 
 
@@ -252,6 +289,7 @@ def test_workers_are_those_that_are_alive(running: Database) -> None:
     assert worker["name"] == "gpu@host:2"
     assert (worker["model"], worker["device"], worker["state"]) == ("demo", "cpu", "idle")
     assert worker["seconds_per_report"] == 1.5
+    assert (worker["slots"], worker["busy"], worker["tokens_per_pass"]) == (4, 0, 2.5)
 
 
 def test_a_peer_tells_what_passed(

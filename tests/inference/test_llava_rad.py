@@ -1,12 +1,13 @@
 """Our LLaVA-Rad computes what the published inference code computes.
 
 The golden data holds tiny random checkpoints in the published layout and what microsoft/LLaVA-Rad
-at 1fc4409 makes of them; the tolerances are its README's.
+at 1fc4409 makes of them. Everything here goes through ``prepare``: there is no other way to load.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,92 +22,93 @@ from pydicom.uid import (
     DigitalXRayImageStorageForPresentation,
     SecondaryCaptureImageStorage,
 )
-from safetensors.torch import load_file
-from torch import Tensor
+from transformers import BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 
-from inference import prompt
+from inference import prompt, vision
 from inference.findings import Image, ModelFailure, ModelUnavailable
-from inference.generate import greedy
-from inference.llava_rad import LlavaRad, device_errors, find_device
-from inference.models import ReportModel
-from inference.vision import preprocess
-from inference.weights import Source, merged_language
+from inference.llama import FUSED
+from inference.llava import find_device
+from inference.llava_rad import LlavaRad
+from inference.models import Options, ReportModel
+from inference.weights.prepare import prepare
+from tests.inference.golden import GOLDEN, MISSING, Case, seen, written
 
-GOLDEN = Path(__file__).parents[3] / "shared" / "golden" / "llava-rad"
-CASE = GOLDEN / "case-s70"
-SIZE = 70
+CASES = [GOLDEN / "llava-rad" / name for name in ("case-s70", "case-s518")]
 
-pytestmark = pytest.mark.skipif(not CASE.exists(), reason=f"no golden data in {GOLDEN}")
-
-IMAGES = ("portrait_gray", "landscape_rgb", "square_gray", "small_gray", "wide_rgba", "palette")
+pytestmark = pytest.mark.skipif(not CASES[0].exists(), reason=MISSING)
 
 
-@pytest.fixture(scope="module")
-def arrays() -> dict[str, Tensor]:
-    return load_file(CASE / "expected.safetensors")
+@pytest.fixture(scope="module", params=CASES, ids=lambda folder: folder.name)
+def case(request: pytest.FixtureRequest) -> Case:
+    return Case(request.param)
 
 
-@pytest.fixture(scope="module")
-def facts() -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((CASE / "expected.json").read_text())
-    return content
+def prepared(case: Case, folder: Path, quantisation: str) -> LlavaRad:
+    prepare(LlavaRad.recipe(case.folder, None), folder, quantisation=quantisation)
+    return LlavaRad.load(folder, device="cpu")
 
 
 @pytest.fixture(scope="module")
-def model() -> LlavaRad:
-    return LlavaRad(Source.within(CASE), device=torch.device("cpu"), quantise=False)
+def model(case: Case, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LlavaRad]:
+    model = prepared(case, tmp_path_factory.mktemp("none") / "prepared", "none")
+    yield model
+    model.close()
 
 
 @pytest.fixture(scope="module")
-def packed() -> LlavaRad:
-    return LlavaRad.load(CASE, device="cpu")
+def packed(case: Case, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LlavaRad]:
+    model = prepared(case, tmp_path_factory.mktemp("nf4") / "prepared", "nf4")
+    yield model
+    model.close()
 
 
-def picture(name: str) -> PilImage.Image:
-    return PilImage.open(GOLDEN / "images" / f"{name}.png")
+def given(model: LlavaRad, sample: dict[str, Any]) -> prompt.Prompt:
+    return model.prompt(model.fit(sample["reason"]))
 
 
-def first_logits(model: LlavaRad, sample: dict[str, Any]) -> Tensor:
-    features = model.encode(preprocess(picture(sample["image"]), SIZE)).features
-    with torch.inference_mode():
-        embeds = model.embed_prompt(features, sample["reason"])
-        logits: Tensor = model.networks.language(inputs_embeds=embeds).logits[0, -1]
-    return logits
+def test_images_are_prepared_and_seen_alike(model: LlavaRad, case: Case) -> None:
+    found = dict(seen(model, case))
+    stages = ("pixel_values", "vision_features", "projected_features")
+    wanted = {name for name in case.arrays if name.split("/")[0] in stages}
+    assert wanted == found.keys()
+    assert {name: off for name, off in found.items() if off > 1} == {}
 
 
-def close(found: Tensor, wanted: Tensor, tolerance: float) -> bool:
-    return found.shape == wanted.shape and bool((found - wanted).abs().max() <= tolerance)
+def test_the_crop_is_pixel_for_pixel_the_same(model: LlavaRad, case: Case) -> None:
+    size = model.vision.config.image_size
+    for name in case.images:
+        mine = vision.crop(case.picture(name).convert("RGB"), size, PilImage.Resampling.BICUBIC)
+        theirs = PilImage.open(case.folder / "preprocessed" / f"{name}.png")
+        assert np.array_equal(np.array(mine), np.array(theirs)), name
 
 
-@pytest.mark.parametrize("name", IMAGES)
-def test_images_are_prepared_alike(name: str, arrays: dict[str, Tensor]) -> None:
-    assert close(preprocess(picture(name), SIZE), arrays[f"pixel_values/{name}"], 1e-6)
+def test_the_same_words_are_written_for_every_image_and_prompt(model: LlavaRad, case: Case) -> None:
+    assert len(case.samples) == 24
+    found: dict[str, float] = {}
+    for sample in case.samples:
+        found |= written(model, case, sample, given(model, sample), sample["text"])
+    assert {name: off for name, off in found.items() if off > 1} == {}
+    stages = ("inputs_embeds", "first_logits", "sequence_logits")
+    assert {n for n in case.arrays if n.split("/")[0] in stages} <= found.keys()
 
 
-@pytest.mark.parametrize("name", IMAGES)
-def test_images_are_seen_alike(name: str, model: LlavaRad, arrays: dict[str, Tensor]) -> None:
-    pixels = arrays[f"pixel_values/{name}"]
-    with torch.inference_mode():
-        features, vectors = model.networks.vision(pixels[None])
-    assert close(features[0], arrays[f"vision_features/{name}"], 1e-4)
-    projected = model.encode(pixels).features[0]
-    assert close(projected, arrays[f"projected_features/{name}"], 1e-4)
-    wanted = arrays["retrieval/image_embeddings"][IMAGES.index(name)]
-    assert close(vectors[0], wanted, 1e-5)
+def test_upstreams_evaluation_run_is_reproduced(model: LlavaRad, case: Case) -> None:
+    texts = {sample["id"]: sample["text"] for sample in case.samples}
+    lines = (case.folder / "predictions.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    assert len(records) == 24
+    for record in records:
+        question = record["query"].removeprefix("<image>\n")
+        sample = next(s for s in case.samples if s["id"] == record["id"])
+        assert prompt.question(sample["reason"]) == question
+        assert texts[record["id"]] == record["prediction"]
 
 
-def test_prompts_are_alike(model: LlavaRad, facts: dict[str, Any]) -> None:
-    for sample in facts["samples"]:
-        assert prompt.text(sample["reason"]) == sample["prompt"]
-        assert prompt.token_ids(model.tokenise, sample["reason"]) == sample["input_ids"]
-        assert prompt.fit(model.tokenise, sample["reason"]) == sample["reason"]
-
-
-def test_plain_texts_have_the_same_tokens(model: LlavaRad, facts: dict[str, Any]) -> None:
-    plain = [case for case in facts["tokenizer"] if "<s>" not in case["text"]]
-    assert len(plain) == len(facts["tokenizer"]) - 1
-    for case in plain:
-        assert [prompt.BOS_ID, *model.tokenise(case["text"])] == case["ids"]
+def test_plain_texts_have_the_same_tokens(model: LlavaRad, case: Case) -> None:
+    plain = [one for one in case.facts["tokenizer"] if "<s>" not in one["text"]]
+    assert len(plain) == len(case.facts["tokenizer"]) - 1
+    for one in plain:
+        assert [prompt.BOS_ID, *model.tokenise(one["text"])] == one["ids"]
 
 
 def test_special_tokens_in_a_history_stay_text(model: LlavaRad) -> None:
@@ -115,79 +117,128 @@ def test_special_tokens_in_a_history_stay_text(model: LlavaRad) -> None:
     assert 2 not in model.tokenise("<s> cough </s>")
 
 
-def test_prompt_and_image_are_spliced_alike(model: LlavaRad, arrays: dict[str, Tensor]) -> None:
-    features = arrays["projected_features/portrait_gray"][None]
-    embeds = model.embed_prompt(features, "Cough and fever.")
-    assert close(embeds[0], arrays["inputs_embeds/portrait_gray.1"], 1e-4)
+def test_images_and_texts_are_embedded_alike(model: LlavaRad, case: Case) -> None:
+    images, texts = [], []
+    for name in case.images:
+        pixels = model.preprocess(case.picture(name))
+        images.append(model.engine.call(lambda pixels=pixels: model.see(pixels)).vector)
+    for row, text in enumerate(case.facts["retrieval"]["texts"]):
+        ids = case.arrays["retrieval/text_input_ids"][row]
+        assert model.text_tower.words.ids(text) == ids[ids != 0].tolist()
+        texts.append(torch.from_numpy(model.embed_text(text).vector))
+    mine, theirs = torch.stack(images), torch.stack(texts)
+    assert case.difference("retrieval/image_embeddings", mine) <= 1
+    assert case.difference("retrieval/text_embeddings", theirs) <= 1
+    assert case.difference("retrieval/similarity", mine @ theirs.T) <= 1
 
 
-def test_the_adapter_is_merged_alike(arrays: dict[str, Tensor]) -> None:
-    merged = merged_language(Source.within(CASE), torch.float32)
-    wanted = {k.removeprefix("merged/"): v for k, v in arrays.items() if k.startswith("merged/")}
-    assert len(wanted) == 2
-    for name, tensor in wanted.items():
-        assert close(merged[name], tensor, 1e-6)
+# --- four bits --------------------------------------------------------------------------------
 
 
-def test_first_logits_are_alike(
-    model: LlavaRad, facts: dict[str, Any], arrays: dict[str, Tensor]
-) -> None:
-    for sample in facts["samples"]:
-        wanted = arrays[f"first_logits/{sample['id']}"]
-        assert close(first_logits(model, sample), wanted, 1e-3), sample["id"]
-
-
-def test_the_same_words_are_written(model: LlavaRad, facts: dict[str, Any]) -> None:
-    for sample in facts["samples"]:
-        features = model.encode(preprocess(picture(sample["image"]), SIZE)).features
-        embeds = model.embed_prompt(features, sample["reason"])
-        answer = greedy(model.networks.language, embeds)
-        assert list(answer.ids) == sample["generated_ids"], sample["id"]
-        assert model.decode(answer) == sample["text"], sample["id"]
-
-
-def test_four_bits_are_the_same_four_bits(
-    packed: LlavaRad, facts: dict[str, Any], arrays: dict[str, Tensor]
-) -> None:
-    samples = [s for s in facts["samples"] if f"nf4/first_logits/{s['id']}" in arrays]
+def test_four_bits_are_the_same_four_bits(packed: LlavaRad, case: Case) -> None:
+    samples = [s for s in case.samples if f"nf4/first_logits/{s['id']}" in case.arrays]
     assert len(samples) == 8
     for sample in samples:
-        wanted = arrays[f"nf4/first_logits/{sample['id']}"]
-        error = (first_logits(packed, sample) - wanted).norm() / wanted.norm()
-        assert error <= 0.15, sample["id"]
+        pixels = packed.preprocess(case.picture(sample["image"]))
+        trace = packed.trace(case.picture(sample["image"]), sample["reason"])
+        assert trace.arrays["pixel_values"].equal(pixels)
+        wanted = case.arrays[f"nf4/first_logits/{sample['id']}"]
+        error = (trace.arrays["first_logits"] - wanted).norm() / wanted.norm()
+        assert error <= 0.15, sample["id"]  # golden/llava-rad/README.md
 
 
-def test_texts_are_embedded_alike(
-    model: LlavaRad, facts: dict[str, Any], arrays: dict[str, Tensor]
+def test_four_bits_are_close_to_transformers_with_bitsandbytes(
+    model: LlavaRad, packed: LlavaRad, case: Case, tmp_path: Path
 ) -> None:
-    for row, text in enumerate(facts["retrieval"]["texts"]):
-        if "\N{LEFT DOUBLE QUOTATION MARK}" in text:
-            continue  # ftfy straightens it upstream; ftfy is no dependency here
-        ids = arrays["retrieval/text_input_ids"][row]
-        assert model.words.ids(text) == ids[ids != 0].tolist()
-        vector = torch.from_numpy(model.embed_text(text).vector)
-        assert close(vector, arrays["retrieval/text_embeddings"][row], 1e-5)
+    published(model).half().save_pretrained(tmp_path)
+    how = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.float32,
+    )
+    theirs = LlamaForCausalLM.from_pretrained(
+        tmp_path, quantization_config=how, dtype=torch.float32, device_map="cpu"
+    )
+    errors = []
+    for sample in case.samples[::3]:
+        pixels = packed.preprocess(case.picture(sample["image"]))
+        prompt = given(packed, sample)
+        embeds = packed.engine.call(
+            lambda p=pixels, q=prompt: packed.splice(packed.see(p).features, q)
+        )
+        with torch.inference_mode():
+            wanted = theirs(inputs_embeds=embeds).logits[0, -1]
+        found = packed.trace(case.picture(sample["image"]), sample["reason"]).arrays
+        errors.append(float((found["first_logits"] - wanted).norm() / wanted.norm()))
+    # Fusing shifts the second-level blocks: the same codes under slightly other scales, which these
+    # random networks amplify. Seen 2026-11-22: .064 (s70) and .043 (s518); rounding all is .2-.9.
+    assert max(errors) <= 0.1
+
+
+def published(model: LlavaRad) -> LlamaForCausalLM:
+    """The merged language model as transformers has it."""
+    sizes = model.language.config
+    config = LlamaConfig(
+        vocab_size=sizes.vocab_size, hidden_size=sizes.hidden_size,
+        intermediate_size=sizes.intermediate_size, num_hidden_layers=sizes.num_hidden_layers,
+        num_attention_heads=sizes.num_attention_heads, rms_norm_eps=sizes.rms_norm_eps,
+    )  # fmt: skip
+    language = LlamaForCausalLM(config)
+    state = {}
+    for name, tensor in model.language.state_dict().items():
+        module, _, last = name.removesuffix(".weight").rpartition(".")
+        parts = FUSED.get(last, (last,))
+        prefix = "" if last == "lm_head" else f"model.{module}." if module else "model."
+        for part, rows in zip(parts, tensor.chunk(len(parts)), strict=True):
+            state[f"{prefix}{part}.weight"] = rows
+    language.load_state_dict(state)
+    return language
+
+
+# --- the trace --------------------------------------------------------------------------------
+
+
+def test_a_trace_holds_every_stage(model: LlavaRad, case: Case) -> None:
+    sample = next(s for s in case.samples if s["id"] == "portrait_gray.1")
+    text = case.facts["retrieval"]["texts"][0]
+    trace = model.trace(case.picture("portrait_gray"), sample["reason"], text)
+    assert trace.document == {
+        key: sample[key] for key in ("prompt", "input_ids", "generated_ids", "text")
+    }
+    for stage in ("pixel_values", "vision_features", "projected_features"):
+        assert case.difference(f"{stage}/portrait_gray", trace.arrays[stage]) <= 1
+    assert case.difference("first_logits/portrait_gray.1", trace.arrays["first_logits"]) <= 1
+    row = case.images.index("portrait_gray")
+    wanted = case.arrays["retrieval/image_embeddings"][row]
+    assert (trace.arrays["image_embedding"] - wanted).abs().max() <= 1e-5
+    wanted = case.arrays["retrieval/text_embeddings"][0]
+    assert (trace.arrays["text_embedding"] - wanted).abs().max() <= 1e-5
+    assert trace.arrays["text_input_ids"].equal(case.arrays["retrieval/text_input_ids"][0])
 
 
 # --- the model as a plug-in -------------------------------------------------------------------
 
 
-def test_a_draft_is_the_models_own_text(model: LlavaRad, facts: dict[str, Any]) -> None:
-    sample = next(s for s in facts["samples"] if s["id"] == "portrait_gray.2")
-    pixels = np.array(picture("portrait_gray"))
+def test_a_draft_is_the_models_own_text(model: LlavaRad, case: Case) -> None:
+    sample = next(s for s in case.samples if s["id"] == "portrait_gray.2")
+    pixels = np.array(case.picture("portrait_gray"))
     image = Image(pixels=pixels, sop_instance_uid="2.25.1")
     findings = model.read([image], sample["reason"])
     assert isinstance(model, ReportModel)
     assert findings.text == sample["text"]
     assert findings.generated_tokens == len(sample["generated_ids"])
+    assert findings.prompt_tokens == len(sample["input_ids"]) - 1 + model.image_tokens
     assert findings.history == sample["reason"]
     assert findings.impression is None
-    assert set(findings.seconds) == {"vision", "prefill", "decode"}
+    assert set(findings.seconds) == {"wait", "vision", "prefill", "decode"}
     assert findings.algorithm == model.algorithm
-    digests = {findings.image_embedding.digest, findings.text_embedding.digest}
-    assert digests == {model.algorithm.digest}
-    assert (findings.image_embedding.vector == model.embed_image(image).vector).all()
-    assert (findings.text_embedding.vector == model.embed_text(findings.text).vector).all()
+    image_vector, text_vector = findings.image_embedding, findings.text_embedding
+    assert image_vector is not None
+    assert text_vector is not None
+    assert {image_vector.digest, text_vector.digest} == {model.algorithm.digest}
+    assert (image_vector.vector == model.embed_image(image).vector).all()
+    assert (text_vector.vector == model.embed_text(findings.text).vector).all()
 
 
 def test_the_algorithm_says_how_it_was_run(model: LlavaRad, packed: LlavaRad) -> None:
@@ -228,7 +279,7 @@ def test_an_empty_header_is_not_accepted(model: LlavaRad) -> None:
 
 
 def test_a_vector_that_is_not_finite_fails_the_report(model: LlavaRad) -> None:
-    weight = model.networks.text.proj[2].weight
+    weight = model.text_tower.network.proj[2].weight
     before = weight.clone()
     weight.fill_(float("nan"))
     try:
@@ -238,21 +289,27 @@ def test_a_vector_that_is_not_finite_fails_the_report(model: LlavaRad) -> None:
         weight.copy_(before)
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError, torch.AcceleratorError])
-def test_a_device_that_gives_out_may_be_tried_again(error: type[Exception]) -> None:
-    with pytest.raises(ModelFailure, match=error.__name__) as failure, device_errors():
-        raise error("device")
-    assert failure.value.retry
-
-
 def test_weights_must_be_given() -> None:
-    with pytest.raises(ModelUnavailable, match="path"):
+    with pytest.raises(ModelUnavailable, match="models prepare --model llava-rad"):
         LlavaRad.load(None)
 
 
 def test_a_folder_without_the_files_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelUnavailable, match=str(tmp_path)):
         LlavaRad.load(tmp_path)
+
+
+def test_a_site_may_ask_for_shorter_reports(case: Case, tmp_path: Path) -> None:
+    folder = tmp_path / "prepared"
+    prepare(LlavaRad.recipe(case.folder, None), folder, quantisation="nf4")
+    model = LlavaRad.load(folder, device="cpu", options=Options(max_new_tokens=3))
+    pixels = np.array(case.picture("portrait_gray"))
+    try:
+        findings = model.read([Image(pixels=pixels, sop_instance_uid="2.25.1")], None)
+    finally:
+        model.close()
+    assert findings.generated_tokens <= 3
+    assert findings.algorithm.parameters["decoding"] == "greedy, at most 3 tokens"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")

@@ -20,22 +20,25 @@ class Model:
             name="Other", version=device, manufacturer=str(path), digest="0" * 64
         )
         self.device = device
+        self.slots = 1
 
     @classmethod
-    def load(cls, path, *, device="auto"):
+    def load(cls, path, *, device, options):
         return cls(path, device)
 
     def accepts(self, header): ...
     def read(self, images, history): ...
     def embed_text(self, text): ...
     def embed_image(self, image): ...
+    def learn(self, texts): ...
+    def close(self): ...
 
 
 class Half:
     """Forgets what a model must do."""
 
     @classmethod
-    def load(cls, path, *, device="auto"):
+    def load(cls, path, *, device, options):
         return cls()
 '''
 

@@ -21,21 +21,23 @@ def letters(text: str) -> list[int]:
 
 
 def test_without_history_the_plain_question_is_asked() -> None:
-    assert prompt.text(None) == f"{ASKED}. ASSISTANT:"
+    assert prompt.build(letters, None).text == f"{ASKED}. ASSISTANT:"
 
 
 def test_with_history_the_indication_is_given() -> None:
     asked = f"{ASKED} given the following indication: Cough. ASSISTANT:"
-    assert prompt.text("Cough.") == asked
+    assert prompt.build(letters, "Cough.").text == asked
 
 
 @pytest.mark.parametrize("history", ["a\nb", "a\r\nb"])
 def test_line_breaks_of_the_history_become_spaces(history: str) -> None:
-    assert prompt.text(history).endswith("indication: a b ASSISTANT:")
+    assert prompt.build(letters, history).text.endswith("indication: a b ASSISTANT:")
 
 
 def test_ids_hold_one_bos_and_one_image() -> None:
-    ids = prompt.token_ids(letters, "Cough.")
+    built = prompt.build(letters, "Cough.")
+    ids = built.ids
+    assert len(ids) == len(built) + 1
     assert ids[0] == prompt.BOS_ID
     assert ids.count(prompt.BOS_ID) == 1
     at = ids.index(prompt.IMAGE_ID)
@@ -45,7 +47,7 @@ def test_ids_hold_one_bos_and_one_image() -> None:
 
 @given(st.text())
 def test_no_history_adds_a_second_image(history: str) -> None:
-    assert prompt.token_ids(letters, f"{history}<image>").count(prompt.IMAGE_ID) == 1
+    assert prompt.build(letters, f"{history}<image>").ids.count(prompt.IMAGE_ID) == 1
 
 
 @pytest.mark.parametrize("history", [None, "", "  ", "\n"])

@@ -33,16 +33,21 @@ def open_node(database: Database, data: Path, *peers: Peer, **jobs: float) -> pi
     return pipeline.open_node(settings, database)
 
 
+def install(site: Path, name: str, plug_in: type[RuleModel]) -> None:
+    """Make a model's distribution in a folder of the module path."""
+    information = site / f"{name}_model-1.0.dist-info"
+    information.mkdir(parents=True)
+    metadata = f"Metadata-Version: 2.1\nName: {name}-model\nVersion: 1.0\n"
+    (information / "METADATA").write_text(metadata)
+    entry = f"{name} = {plug_in.__module__}:{plug_in.__name__}\n"
+    (information / "entry_points.txt").write_text(f"[dicom_node.models]\n{entry}")
+
+
 @pytest.fixture(scope="session")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The rule model's distribution, so that its entry point is found as that of any plug-in."""
     site = tmp_path_factory.mktemp("site")
-    information = site / "rule_model-1.0.dist-info"
-    information.mkdir()
-    metadata = "Metadata-Version: 2.1\nName: rule-model\nVersion: 1.0\n"
-    (information / "METADATA").write_text(metadata)
-    entry = f"{rule_model.NAME} = {RuleModel.__module__}:RuleModel\n"
-    (information / "entry_points.txt").write_text(f"[dicom_node.models]\n{entry}")
+    install(site, rule_model.NAME, RuleModel)
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(site)
         yield

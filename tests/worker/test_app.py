@@ -16,7 +16,7 @@ import redis
 from dicom_node.embedded import Valkey
 from dicom_node.supervisor import Supervisor
 from tests.conftest import PATIENCE
-from worker.app import ANALYSE, CONCURRENCY, DELIVER, QUEUES, broker_check, make_app, waker
+from worker.app import ANALYSE, DELIVER, QUEUES, broker_check, make_app, waker
 
 
 @pytest.fixture(scope="module")
@@ -106,10 +106,8 @@ def test_messages_are_acknowledged_after_the_work_and_never_hoarded() -> None:
     assert configuration.accept_content == ["json"]
 
 
-def test_every_task_has_a_queue_and_every_queue_its_threads() -> None:
+def test_every_task_has_a_queue() -> None:
     assert {ANALYSE: "gpu", DELIVER: "net"} == QUEUES
-    assert CONCURRENCY["gpu"] == 1  # one device
-    assert set(CONCURRENCY) == set(QUEUES.values())
 
 
 def test_whoever_only_nudges_does_not_load_torch() -> None:

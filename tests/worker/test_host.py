@@ -1,4 +1,4 @@
-"""The model's host: one model per process, one reading at a time, alive as long as it says so."""
+"""The model's host: one model per process, many readings, alive as long as it says so."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from dicom_node.config import Model
 from dicom_node.db import Database
 from dicom_node.heartbeats import Process
 from inference.findings import Image, ModelFailure, ModelUnavailable
+from inference.models import Options
 from tests.conftest import PATIENCE
 from tests.worker.rule_model import NAME, RuleModel
 from worker.host import ModelHost, beating
@@ -40,50 +42,52 @@ def test_a_model_that_nobody_installed_is_named(installed: None) -> None:
         ModelHost(Model(name="nonesuch"))
 
 
-def test_the_device_is_used_by_one_thread_at_a_time(host: ModelHost, model: RuleModel) -> None:
-    inside = 0
-    most = 0
+def test_the_settings_reach_the_model(installed: None) -> None:
+    chosen = {"slots": 3, "draft_tokens": 0, "max_new_tokens": 40, "report_seconds": 90}
+    host = ModelHost(Model.model_validate({"name": NAME, **chosen}))
+    assert cast(RuleModel, host.model).options == Options(**chosen)
+    assert host.slots == 3
+
+
+def test_reports_are_read_at_once_and_counted(host: ModelHost, model: RuleModel) -> None:
+    together = threading.Barrier(4, timeout=PATIENCE)  # nobody passes unless all are inside
+    counts: list[tuple[object, object]] = []
 
     def read() -> None:
-        nonlocal inside, most
-        inside += 1
-        most = max(most, inside)
-        time.sleep(0.05)
-        inside -= 1
+        together.wait()
+        facts = host.facts()
+        counts.append((facts["state"], facts["busy"]))
+        together.wait()
 
     model.while_reading = read
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda _: host.read([IMAGE], None), range(4)))
-    assert most == 1
-    assert len(model.seen) == 4
+    assert counts == [("busy", 4)] * 4
+    assert (host.facts()["state"], host.facts()["busy"]) == ("idle", 0)
 
 
 def test_the_host_tells_what_it_holds_and_how_fast_it_is(host: ModelHost, model: RuleModel) -> None:
-    assert host.facts()["seconds_per_report"] is None
+    before = host.facts()
+    assert (before["seconds_per_report"], before["tokens_per_pass"]) == (None, None)
     model.while_reading = lambda: time.sleep(0.1)
     host.read([IMAGE], None)
     facts = host.facts()
     assert (facts["model"], facts["algorithm"], facts["device"]) == (NAME, "Rule 1", "cpu")
     assert (facts["demo"], facts["digest"], facts["state"]) == (False, "rule", "idle")
-    assert 0.1 <= facts["seconds_per_report"] < 5
+    assert (facts["slots"], facts["busy"], facts["tokens_per_pass"]) == (1, 0, 12 / 5)
+    assert facts["seconds_per_report"] >= 0.1
 
 
-def test_a_host_that_reads_is_busy(host: ModelHost, model: RuleModel) -> None:
-    states: list[object] = []
-    model.while_reading = lambda: states.append(host.facts()["state"])
-    host.read([IMAGE], None)
-    assert states == ["busy"]
-
-
-def test_a_reading_that_fails_frees_the_device(host: ModelHost, model: RuleModel) -> None:
+def test_a_reading_that_fails_is_over(host: ModelHost, model: RuleModel) -> None:
     def fail() -> None:
         raise ModelFailure("device gone")
 
     model.while_reading = fail
     with pytest.raises(ModelFailure):
         host.read([IMAGE], None)
-    assert host.facts()["state"] == "idle"
-    assert host.facts()["seconds_per_report"] is None
+    facts = host.facts()
+    assert (facts["state"], facts["busy"]) == ("idle", 0)
+    assert facts["seconds_per_report"] is None
 
 
 def test_a_worker_beats_until_it_leaves(database: Database, host: ModelHost) -> None:

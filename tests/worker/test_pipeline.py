@@ -12,6 +12,7 @@ import pydicom
 import pytest
 import sqlalchemy as sa
 from pydicom import Dataset
+from pydicom.dataset import FileDataset
 from pydicom.uid import JPEG2000Lossless
 
 from dicom_node import db, deliveries, drafts, retrieval
@@ -118,6 +119,17 @@ def test_a_draft_can_be_found_by_its_image_and_by_its_text(
     assert image.digest == model.algorithm.digest
 
 
+def test_a_model_that_places_no_texts_leaves_its_drafts_findable_by_image(
+    study: Study, host: ModelHost, model: RuleModel
+) -> None:
+    model.knows_texts = False
+    study.receive()
+    assert read(study, host).state == "drafted"
+    with study.node.database.transaction() as connection:
+        assert retrieval.stored(connection, study.uid, "image") is not None
+        assert retrieval.stored(connection, study.uid, "report") is None
+
+
 def test_a_model_that_fails_leaves_nothing_behind(
     study: Study, host: ModelHost, model: RuleModel
 ) -> None:
@@ -130,6 +142,69 @@ def test_a_model_that_fails_leaves_nothing_behind(
         read(study, host)
     assert study.account.drafts == []
     assert study.job.state == "running"
+
+
+# -- the indication --------------------------------------------------------------------------------
+
+
+def requested(study: Study, reason: str) -> FileDataset:
+    image = phantom(1, study.uid)
+    image.RequestAttributesSequence[0].ReasonForTheRequestedProcedure = reason
+    return image
+
+
+def told(study: Study) -> str:
+    """The study's draft as a radiologist reads it."""
+    (draft,) = study.account.drafts
+    return text_sr.text(document(study.node, draft))
+
+
+def test_the_indication_reaches_the_model_and_the_draft_says_where_it_was(
+    study: Study, host: ModelHost, model: RuleModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    study.keep(requested(study, "Cough, SECRET-NAME"))
+    read(study, host)
+    assert model.told == ["Cough, SECRET-NAME"]
+    source = "RequestAttributesSequence > ReasonForTheRequestedProcedure"
+    (draft,) = study.account.drafts
+    assert draft.record["history"] == "Cough, SECRET-NAME"
+    assert draft.record["history_source"] == source
+    assert "REQUEST\nCough, SECRET-NAME\n" in told(study)
+    assert f"Request from: {source}" in told(study)
+    events = [str(one.reason) for one in study.account.events]
+    assert "SECRET" not in caplog.text + "".join(events)
+
+
+def test_a_model_that_shortens_the_indication_is_quoted_with_what_it_read(
+    study: Study, host: ModelHost, model: RuleModel
+) -> None:
+    model.shorten = lambda history: history and history[:5]
+    study.keep(requested(study, "Cough since Monday"))
+    read(study, host)
+    assert "REQUEST\nCough\n" in told(study)
+    assert "Monday" not in told(study)
+    assert "Request from: " in told(study)
+
+
+def test_a_model_that_takes_no_indication_has_neither_request_nor_source(
+    study: Study, host: ModelHost, model: RuleModel
+) -> None:
+    model.shorten = lambda _: None
+    study.keep(requested(study, "Cough"))
+    read(study, host)
+    (draft,) = study.account.drafts
+    assert (draft.record["history"], draft.record["history_source"]) == (None, None)
+    assert "REQUEST" not in told(study)
+    assert "Request from" not in told(study)
+
+
+def test_an_image_without_indication_is_read_without(
+    study: Study, host: ModelHost, model: RuleModel
+) -> None:
+    study.receive()
+    read(study, host)
+    assert model.told == [None]
+    assert "REQUEST" not in told(study)
 
 
 # -- which image -----------------------------------------------------------------------------------

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -17,7 +19,8 @@ from dicom_node import db, deliveries
 from dicom_node.config import Peer
 from dicom_node.db import Database
 from dicom_node.deliveries import Delivery
-from inference.findings import InferenceError, ModelFailure, ModelUnavailable
+from inference.findings import DeviceLost, InferenceError, ModelFailure, ModelUnavailable
+from tests.conftest import PATIENCE
 from tests.dicom_node.states import MINUTE, claimed, expire, transitions
 from tests.pacs import ABORT, Pacs
 from tests.worker.conftest import open_node
@@ -75,6 +78,43 @@ def test_a_job_that_another_worker_holds_is_left_alone(
     claimed(study.node.database, job_id, worker="other")
     tasks.analyse(context, job_id)
     assert model.seen == []
+
+
+def test_several_studies_are_read_at_once_and_each_by_one_thread_only(
+    context: Context, model: RuleModel
+) -> None:
+    together = threading.Barrier(3, timeout=PATIENCE)  # nobody passes unless all three are inside
+
+    def meet() -> None:
+        together.wait()
+
+    model.while_reading = meet
+    found = [Study(node=context.node, uid=f"2.25.77{seed}") for seed in range(3)]
+    images = {study.receive(seed) for seed, study in enumerate(found)}
+    nudges = [study.queue() for study in found] * 2
+    with ThreadPoolExecutor(len(nudges)) as pool:
+        list(pool.map(lambda job_id: tasks.analyse(context, job_id), nudges))
+    assert [study.job.state for study in found] == ["drafted"] * 3
+    assert [len(study.account.drafts) for study in found] == [1] * 3
+    assert set(model.seen) == images
+    assert len(model.seen) == 3
+
+
+def test_a_reading_that_fails_leaves_the_others_alone(context: Context, model: RuleModel) -> None:
+    together = threading.Barrier(3, timeout=PATIENCE)
+
+    def fail_one() -> None:
+        if together.wait() == 0:
+            raise ModelFailure("NaN in the logits")
+
+    model.while_reading = fail_one
+    found = [Study(node=context.node, uid=f"2.25.77{seed}") for seed in range(3)]
+    for seed, study in enumerate(found):
+        study.receive(seed)
+    queued = [study.queue() for study in found]
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda job_id: tasks.analyse(context, job_id), queued))
+    assert sorted(study.job.state for study in found) == ["drafted", "drafted", "queued"]
 
 
 def test_a_model_that_fails_once_is_asked_again(
@@ -201,6 +241,22 @@ def test_a_lease_is_kept_while_the_model_reads_longer_than_it_lasts(
     assert stolen == [False] * 8
     assert study.job.state == "drafted"
     assert study.job.attempts == 1
+
+
+def test_a_lost_device_ends_the_process_and_keeps_the_job(
+    study: Study, context: Context, model: RuleModel
+) -> None:
+    study.receive()
+    job_id = study.queue()
+    stopped: list[bool] = []
+
+    def lose() -> None:
+        raise DeviceLost("the device gave out: AcceleratorError")
+
+    model.while_reading = lose
+    tasks.analyse(replace(context, stop=lambda: stopped.append(True)), job_id)
+    assert stopped == [True]
+    assert study.job.state == "queued"
 
 
 def test_a_process_without_a_model_does_not_take_jobs(study: Study, context: Context) -> None:

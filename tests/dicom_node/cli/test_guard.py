@@ -54,7 +54,7 @@ def site(tmp_path: Path) -> Path:
     """A folder in which only dicom-node is installed."""
     made = tmp_path / "site"
     for package in PACKAGES:
-        unneeded = shutil.ignore_patterns("__pycache__", "weights")
+        unneeded = shutil.ignore_patterns("__pycache__", "*.safetensors")
         shutil.copytree(REPOSITORY / package, made / package, ignore=unneeded)
     record(made, "dicom-node", *PACKAGES)
     return made

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from dicom_node import cli
+from tests.worker.conftest import install
+from tests.worker.rule_model import RuleModel
 
 Command = Callable[..., int]
 
@@ -60,6 +62,27 @@ def test_an_expected_failure_is_one_line_and_exit_code_1(
     said = capsys.readouterr()
     assert said.err.startswith(f"dicom-node: {line}")
     assert said.err.count("\n") == 1
+    assert said.out == ""
+
+
+class ImagesOnly(RuleModel):
+    """A model without a text tower."""
+
+    knows_texts = False
+
+
+def test_a_search_for_words_with_a_model_that_places_none_is_one_line(
+    dicom_node: Command,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    install(tmp_path / "site", "images-only", ImagesOnly)
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    settings = {"MODEL__NAME": "images-only", "DATABASE__URL": "postgresql+psycopg://h/n"}
+    assert dicom_node("search", "effusion", **settings) == 1
+    said = capsys.readouterr()
+    assert said.err == "dicom-node: Rule places no texts: search by --image or --study\n"
     assert said.out == ""
 
 

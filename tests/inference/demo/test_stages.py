@@ -14,8 +14,8 @@ from inference.demo import stages
 from inference.demo.dataset import RENDERED, reduce
 from inference.demo.phantom import LABELS, render, scene
 from inference.embeddings import WordPiece
-from inference.generate import greedy
 from inference.vision import VisionEncoder
+from tests.inference.plain import greedy
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", "no", "heart", "lungs", "effusion"]
 
@@ -91,10 +91,9 @@ def test_language_learns_to_write(material: stages.Material, seen: Tensor) -> No
     language.eval()
     with torch.no_grad():
         image = projector(seen[:1, 1:].float())
-    ids = stages.prompt.token_ids(tokenise, None)
-    at = ids.index(stages.prompt.IMAGE_ID)
+    asked = stages.prompt.build(tokenise, None)
     embed = language.get_input_embeddings()
-    before, after = (embed(torch.tensor([part])) for part in (ids[:at], ids[at + 1 :]))
+    before, after = (embed(torch.tensor([part])) for part in (asked.before, asked.after))
     answer = greedy(language, torch.cat([before, image, after], dim=1), max_new_tokens=80)
     wordings = [[*tokenise(one.write(0)), stages.EOS_ID] for _ in range(200)]
     assert list(answer.ids) in wordings

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from inference.demo import evaluate, stages, train, vocabulary
 from inference.demo.model import DemoModel
-from inference.weights import Source
+from inference.weights.prepare import prepare
 
 
 @pytest.fixture(scope="module")
@@ -39,18 +41,22 @@ def folder(trained: train.Trained, tmp_path_factory: pytest.TempPathFactory) -> 
     return folder
 
 
-def test_the_loader_reads_what_was_written(trained: train.Trained, folder: Path) -> None:
-    model = DemoModel(Source.within(folder), device=torch.device("cpu"), quantise=False)
-    pairs = (
-        (trained.encoder, model.networks.vision),
-        (trained.projector, model.networks.projector),
-        (trained.language, model.networks.language),
-        (trained.text, model.networks.text),
-    )
-    for before, after in pairs:
-        for name, weight in before.state_dict().items():
-            assert torch.allclose(weight, after.state_dict()[name], atol=1e-3), name
-    assert Source.within(folder).words() == list(trained.words)
+def test_the_recipe_reads_what_was_written(
+    trained: train.Trained, folder: Path, tmp_path: Path
+) -> None:
+    prepare(DemoModel.recipe(folder, None), tmp_path / "prepared", quantisation="none")
+    with closing(DemoModel.load(tmp_path / "prepared", device="cpu")) as model:
+        pairs: tuple[tuple[nn.Module, nn.Module], ...] = (
+            (trained.encoder, model.vision),
+            (trained.projector, model.projector),
+            (trained.text, model.text_tower.network),
+        )
+        for before, after in pairs:
+            for name, weight in before.state_dict().items():
+                assert torch.allclose(weight, after.state_dict()[name], atol=1e-3), name
+        head = trained.language.lm_head.weight
+        assert torch.allclose(head, model.language.lm_head.weight, atol=1e-3)
+        assert (tmp_path / "prepared" / "vocab.txt").read_text().split() == list(trained.words)
 
 
 def test_the_written_model_is_small_and_readable_by_all(folder: Path) -> None:
@@ -71,7 +77,6 @@ def test_everything_is_made_and_recorded(
     assert record["figures"]["nf4"]["n"] == 1
     assert set(record["seconds"]) >= {"data", "tower", "language", "retrieval", "measuring"}
     assert record["versions"]["torch"] == torch.__version__
-    assert DemoModel.load(tmp_path, device="cpu").algorithm.demo
     assert capsys.readouterr() == ("", "")  # no progress bar outside a terminal
 
 

@@ -1,0 +1,67 @@
+"""Guesses come from the longest known context, and the table stays small."""
+
+from __future__ import annotations
+
+from inference.generate.ngrams import Ngrams
+from inference.llama import EOS_ID
+
+
+def taught(*reports: list[int]) -> Ngrams:
+    table = Ngrams()
+    for report in reports:
+        table.learn(report)
+    return table
+
+
+def test_an_empty_table_has_no_guess() -> None:
+    assert Ngrams().propose([5, 6], 3) == []
+
+
+def test_a_known_report_is_guessed_from_its_start_to_its_end() -> None:
+    table = taught([5, 6, 7, 8])
+    assert table.propose([], 3) == [5, 6, 7]
+    assert table.propose([5, 6], 3) == [7, 8, EOS_ID]
+
+
+def test_nothing_is_guessed_after_the_end() -> None:
+    assert taught([5, 6]).propose([5], 7) == [6, EOS_ID]
+
+
+def test_no_room_means_no_guess() -> None:
+    assert taught([5, 6]).propose([5], 0) == []
+    assert taught([5, 6]).propose([5], -1) == []
+
+
+def test_the_longest_known_context_wins() -> None:
+    table = taught([3, 5, 6], [4, 5, 7], [4, 5, 7])
+    assert table.propose([3, 5], 1) == [6]
+    assert table.propose([9, 5], 1) == [7]
+
+
+def test_a_context_is_at_most_six_tokens() -> None:
+    table = taught([11, 21, 22, 23, 24, 25, 26, 31], [12, 21, 22, 23, 24, 25, 26, 32])
+    assert table.propose([11, 21, 22, 23, 24, 25, 26], 1) == [32]  # 11 and 12 are out of sight
+    assert table.propose([11, 21, 22, 23, 24, 25], 1) == [26]
+
+
+def test_the_most_frequent_follower_wins() -> None:
+    assert taught([5, 6], [5, 6], [5, 7]).propose([5], 1) == [6]
+
+
+def test_a_tie_goes_to_the_newest() -> None:
+    assert taught([5, 6], [5, 7]).propose([5], 1) == [7]
+    assert taught([5, 7], [5, 6]).propose([5], 1) == [6]
+
+
+def test_an_unknown_token_ends_the_guess() -> None:
+    assert taught([5, 6]).propose([40], 3) == []
+
+
+def test_the_contexts_not_met_for_longest_give_way() -> None:
+    table = Ngrams(capacity=30)  # a report of two tokens makes five contexts and the start
+    others = ([n, n + 10] for n in range(10, 17))
+    for report in ([5, 6], [7, 8], next(others), next(others), [7, 8], *others):
+        table.learn(report)
+    assert len(table) == 30
+    assert table.propose([7], 1) == [8]
+    assert table.propose([5], 1) == []
