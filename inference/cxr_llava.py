@@ -9,6 +9,7 @@ has no text tower, so it places images but no texts.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 from inference.clip_vision import ClipVision
 from inference.findings import UnreadablePixels
-from inference.hub import CXR_LLAVA, Needed
+from inference.hub import CXR_LLAVA, Needed, terms
 from inference.llama import BOS_ID
 from inference.llava import Llava, View
 from inference.prompt import IMAGE_MARK, Prompt
@@ -102,7 +103,8 @@ class CxrLlava(Llava):
         Raises:
             ModelUnavailable: a file or tensor is missing, unknown or wrong; or a base was given.
         """
-        return published.recipe(source, base, model=cls.MODEL)
+        made = published.recipe(source, base, model=cls.MODEL)
+        return replace(made, licence=terms(cls.needs))
 
     def load_networks(self, artefact: Artefact) -> None:
         """Load encoder and projector, and learn how the prompt is cut into pieces."""

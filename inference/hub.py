@@ -59,6 +59,12 @@ class Needed:
         return (*(names[0] for names in self.files), *self.extras)
 
 
+def terms(needs: Sequence[Needed]) -> str:
+    """What a prepared model says of the licences of its sources, which hold for it as well."""
+    said = [f"{needed.repo}: {needed.licence} ({needed.terms})" for needed in needs]
+    return "; ".join(said) or "part of dicom-node"
+
+
 _LLAMA_WEIGHTS = (
     ("pytorch_model.bin.index.json", "model.safetensors.index.json"),
     ("pytorch_model-*.bin", "model-*.safetensors"),

@@ -13,8 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -100,8 +102,8 @@ class Cache:
         shape = (slots, positions, config.num_attention_heads, config.head_width)
         layers = range(config.num_hidden_layers)
         self.rotary = RotaryTable(config, positions, device)
-        self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in layers]  # (S, P, H, d)
-        self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in layers]
+        self.keys = [_zeros(shape, device, dtype) for _ in layers]  # (S, P, H, d) each
+        self.values = [_zeros(shape, device, dtype) for _ in layers]
         self.slots = slots
         self.positions = positions
 
@@ -109,6 +111,14 @@ class Cache:
         """Forget what a slot holds; needed after not-finite numbers only."""
         for tensor in (*self.keys, *self.values):
             tensor[slot].zero_()
+
+
+def _zeros(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Zeros; on a CPU only what a report has reached takes memory (calloc; torch's would all)."""
+    if device.type != "cpu":
+        return torch.zeros(shape, device=device, dtype=dtype)
+    content = np.zeros(prod(shape) * dtype.itemsize, np.uint8)
+    return torch.from_numpy(content).view(dtype).view(shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,13 +272,18 @@ class Llama(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """What is computed in."""
-        return self.embed_tokens.weight.dtype
+        return self.norm.weight.dtype
 
     def place(self, *, slots: int, positions: int) -> Cache:
         """Make room for ``slots`` reports of at most ``positions`` tokens."""
         return Cache(
             self.config, slots=slots, positions=positions, device=self.device, dtype=self.dtype
         )
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Ids (...) -> rows (..., D); the table may be of a smaller type than is computed in."""
+        rows: Tensor = self.embed_tokens(ids).to(self.dtype)
+        return rows
 
     def prefill(self, x: Tensor, cache: Cache, slot: int) -> Tensor:
         """Prompt embeddings (1, T, D) into a slot -> logits (V,) of the next token, float32."""
@@ -281,7 +296,7 @@ class Llama(nn.Module):
 
         ``keys``: positions looked at; the caller rounds them up, so that shapes stay few.
         """
-        x = self._decoded(self.embed_tokens(ids), Decode.of(cache, positions, keys))
+        x = self._decoded(self.embed(ids), Decode.of(cache, positions, keys))
         return self._logits(x)
 
     def _decoded(self, x: Tensor, run: Pass) -> Tensor:

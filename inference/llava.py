@@ -218,7 +218,7 @@ class Llava(ABC):
 
     def splice(self, features: Tensor, prompt: Prompt) -> Tensor:
         """Prompt embeddings (1, T, D) with the N feature rows in place of the image mark."""
-        embed = self.language.embed_tokens
+        embed = self.language.embed
         before, after = (
             embed(torch.tensor([ids], device=self.device)) for ids in (prompt.before, prompt.after)
         )

@@ -6,6 +6,8 @@ microsoft/LLaVA-Rad at 1fc4409; proven against its outputs in tests/inference/te
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -16,7 +18,7 @@ from transformers import BertConfig
 
 from inference import prompt, vision
 from inference.embeddings import TextEncoder, TextTower, WordPiece
-from inference.hub import LLAVA_RAD, Needed
+from inference.hub import LLAVA_RAD, Needed, terms
 from inference.llava import Llava, View
 from inference.prompt import HISTORY_TOKENS, Prompt
 from inference.vision import VisionConfig, VisionEncoder
@@ -46,7 +48,8 @@ class LlavaRad(Llava):
         Raises:
             ModelUnavailable: a file or tensor is missing, unknown or wrongly shaped.
         """
-        return published.recipe(source, base, model=cls.MODEL)
+        made = published.recipe(source, base, model=cls.MODEL)
+        return replace(made, licence=terms(cls.needs))
 
     def load_networks(self, artefact: Artefact) -> None:
         """Tower, projector and text tower; the last always computes in float32."""
@@ -56,13 +59,12 @@ class LlavaRad(Llava):
             nn.Linear(sizes.width, hidden), nn.GELU(), nn.Linear(hidden, hidden)
         )
         bert = BertConfig.from_dict(artefact.config["text"])
-        place = {"device": self.device}
-        self.vision = module(artefact, VisionEncoder(sizes), "vision.", dtype=self.dtype, **place)
-        self.projector = module(artefact, projector, "projector.", dtype=self.dtype, **place)
-        text = TextEncoder(bert, sizes.embedding)
+        here = partial(module, artefact, device=self.device)
+        self.vision = here(VisionEncoder(sizes), "vision.", dtype=self.dtype)
+        self.projector = here(projector, "projector.", dtype=self.dtype)
         self.text_tower = TextTower(
             words=WordPiece(artefact.file("vocab.txt").read_text("utf-8").splitlines()),
-            network=module(artefact, text, "text.", dtype=torch.float32, **place),
+            network=here(TextEncoder(bert, sizes.embedding), "text.", dtype=torch.float32),
         )
 
     def preprocess(self, image: PilImage.Image) -> Tensor:

@@ -49,10 +49,6 @@ class Prepared(ReportModel, Protocol):
     artefact: Artefact
     language: Llama
 
-    def close(self) -> None:
-        """End its threads."""
-        ...
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
@@ -143,7 +139,7 @@ def layers(language: Llama, artefact: Artefact) -> list[Check]:
 def layer_error(language: Llama, artefact: Artefact, number: int) -> float:
     """Relative L2 distance between what our layer and the reference add to their input."""
     ids = torch.arange(TOKENS, device=language.device) % language.config.vocab_size
-    x = language.embed_tokens(ids)[None]  # (1, T, D)
+    x = language.embed(ids)[None]  # (1, T, D)
     ours = (_ours(language, number, x) - x).float().cpu()
     given = x.float().cpu()
     reference = _reference(language.config, artefact, number)

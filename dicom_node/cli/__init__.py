@@ -214,7 +214,9 @@ def demo() -> None:
     demonstration.show()
 
 
-ModelName = Annotated[str, typer.Option("--model", metavar="NAME", help="see `models list`")]
+ModelName = Annotated[
+    str | None, typer.Option("--model", metavar="NAME", help="Default: the configured one.")
+]
 Source = Annotated[
     Path, typer.Option(help="The published model folder, or the folder around all of them.")
 ]
@@ -236,36 +238,40 @@ def models_list(config: Config = None, as_json: Json = False) -> None:
 
 @models_app.command("pull")
 def models_pull(
-    model: ModelName,
     output: Annotated[Path, typer.Option(help="Folder for the published files.")],
+    config: Config = None,
+    model: ModelName = None,
     accept_licence: Annotated[
         bool, typer.Option("--accept-licence", help="Our site accepts the terms shown.")
     ] = False,
 ) -> None:
     """Show what a model needs and under which terms; fetch it once they are accepted."""
-    from dicom_node.cli import modelling
+    from dicom_node.cli import modelling, wiring
 
-    modelling.pull(model, output, accepted=accept_licence)
+    name = model or wiring.settings(config).model.name
+    modelling.pull(name, output, accepted=accept_licence)
 
 
 @models_app.command("prepare")
 def models_prepare(
-    model: ModelName,
     source: Source,
     output: Annotated[Path, typer.Option(help="New folder for the prepared weights.")],
+    config: Config = None,
+    model: ModelName = None,
     base: Base = None,
     quantize: Quantize = "nf4",
 ) -> None:
     """Turn published weights into the one folder that the node loads."""
-    from dicom_node.cli import modelling
+    from dicom_node.cli import modelling, wiring
 
-    modelling.prepare(model, source, base, output, quantize)
+    name = model or wiring.settings(config).model.name
+    modelling.prepare(name, source, base, output, quantize)
 
 
 @models_app.command("verify")
 def models_verify(
     config: Config = None,
-    model: Annotated[str | None, typer.Option(metavar="NAME", help="Default: configured.")] = None,
+    model: ModelName = None,
     path: Annotated[Path | None, typer.Option(help="Prepared folder. Default: configured.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -277,9 +283,10 @@ def models_verify(
 
 @models_app.command("trace")
 def models_trace(
-    model: ModelName,
     source: Source,
     output: Annotated[Path, typer.Option(metavar="OUT.safetensors")],
+    config: Config = None,
+    model: ModelName = None,
     base: Base = None,
     image: Annotated[Path | None, typer.Option(help="DICOM, or a picture taken as it is.")] = None,
     indication: Annotated[str | None, typer.Option(metavar="TEXT")] = None,
@@ -287,12 +294,13 @@ def models_trace(
     quantize: Quantize = "none",
 ) -> None:
     """Write every stage of one image or text, to compare with another implementation."""
-    from dicom_node.cli import modelling
+    from dicom_node.cli import modelling, wiring
 
     if image is None and text is None:
         raise typer.BadParameter("give --image, --text or both")
     asked = modelling.Traced(image=image, indication=indication, text=text)
-    modelling.trace(model, source, base, asked, quantize, output)
+    name = model or wiring.settings(config).model.name
+    modelling.trace(name, source, base, asked, quantize, output)
 
 
 @models_app.command("demo")

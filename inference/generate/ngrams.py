@@ -17,6 +17,8 @@ from inference.llama import BOS_ID, EOS_ID
 LONGEST = 6  # tokens of context, start marker included
 CAPACITY = 200_000  # contexts; 2,700 reports make 160,000
 
+UNSEEN = 0.3  # as if something else had followed that often, or one sighting would be certainty
+
 
 class Drafts(Protocol):
     """Guesses what the model will say next."""
@@ -32,8 +34,15 @@ class Drafts(Protocol):
 class _Followers:
     counts: Counter[int] = field(default_factory=Counter)
     most: int = EOS_ID
+    total: int = 0
+
+    @property
+    def share(self) -> float:
+        """How likely the most frequent one is to follow."""
+        return self.counts[self.most] / (self.total + UNSEEN)
 
     def add(self, token: int) -> None:
+        self.total += 1
         self.counts[token] += 1
         if self.counts[token] >= self.counts[self.most]:  # ties: the newest
             self.most = token
@@ -42,23 +51,27 @@ class _Followers:
 class Ngrams:
     """Context of up to six tokens -> most frequent next token; the longest known context wins."""
 
-    def __init__(self, capacity: int = CAPACITY) -> None:
+    def __init__(self, capacity: int = CAPACITY, *, least_likely: float = 0.0) -> None:
+        """``least_likely``: a chain ends before it becomes less likely than this to be right."""
         self.capacity = capacity
+        self.least_likely = least_likely
         self._table: dict[tuple[int, ...], _Followers] = {}  # least recently learnt first
 
     def __len__(self) -> int:
         return len(self._table)
 
     def propose(self, ids: Sequence[int], tokens: int) -> list[int]:
-        """Chain at most ``tokens`` guesses; none follows EOS or an unknown context."""
+        """Chain at most ``tokens`` guesses; none follows EOS, an unknown or a doubtful context."""
         known = [BOS_ID, *ids][-LONGEST:]
         draft: list[int] = []
+        likelihood = 1.0
         while len(draft) < tokens and EOS_ID not in draft:
-            token = self._next(known)
-            if token is None:
+            followers = self._followers(known)
+            likelihood *= followers.share if followers else 0.0
+            if followers is None or likelihood < self.least_likely:
                 break
-            draft.append(token)
-            known = [*known, token][-LONGEST:]
+            draft.append(followers.most)
+            known = [*known, followers.most][-LONGEST:]
         return draft
 
     def learn(self, ids: Sequence[int]) -> None:
@@ -71,11 +84,11 @@ class Ngrams:
         for context in list(islice(self._table, surplus)):
             del self._table[context]
 
-    def _next(self, known: list[int]) -> int | None:
+    def _followers(self, known: list[int]) -> _Followers | None:
         for start in range(len(known)):
             followers = self._table.get(tuple(known[start:]))
             if followers:
-                return followers.most
+                return followers
         return None
 
     def _add(self, context: tuple[int, ...], token: int) -> None:

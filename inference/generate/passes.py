@@ -1,8 +1,8 @@
 """How a pass runs: few fixed shapes, one small copy in, one out, CUDA graphs on a CUDA device.
 
 A pass covers slots 0 to B - 1. Its shape is rounded up, so that a few dozen graphs serve every
-load: B to a power of two, Q to 1 or the longest draft plus one, K to a multiple of 256. What pads a
-pass is computed and thrown away: it only writes where no mask looks before the next write.
+load: B to a power of two, Q to the longest draft plus one, K to a multiple of 256. What pads a pass
+is computed and thrown away: it only writes where no mask looks before the next write.
 """
 
 from __future__ import annotations
@@ -66,8 +66,7 @@ class Passes:
         return [[int(token) for token in row] for row in said.tolist()]
 
     def _shape(self, rows: Mapping[int, Row]) -> Shape:
-        drafted = any(len(row.ids) > 1 for row in rows.values())
-        queries = self.queries if drafted else 1
+        queries = max(len(row.ids) for row in rows.values())
         used = max(row.position for row in rows.values()) + queries
         return Shape(
             rows=min(1 << max(rows).bit_length(), self.cache.slots),

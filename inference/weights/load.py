@@ -17,6 +17,9 @@ if TYPE_CHECKING:  # see nf4
 
 Network = TypeVar("Network", bound=nn.Module)
 
+#: Rows of it are looked up and widened then: 0.26 GB less for a 7B on a CPU, the same numbers.
+_TABLE = frozenset({"embed_tokens.weight"})
+
 
 def language(artefact: Artefact, device: torch.device) -> Llama:
     """The language model, computing in float16 on CUDA and in float32 on the CPU.
@@ -27,7 +30,7 @@ def language(artefact: Artefact, device: torch.device) -> Llama:
     with torch.device("meta"):  # 7 B random values would only be thrown away
         network = Llama(LlamaConfig(**artefact.config["language"]))
     compute = torch.float16 if device.type == "cuda" else torch.float32
-    return module(artefact, network, "language.", dtype=compute, device=device)
+    return module(artefact, network, "language.", dtype=compute, device=device, keep=_TABLE)
 
 
 def module(
@@ -37,8 +40,11 @@ def module(
     *,
     dtype: torch.dtype,
     device: torch.device,
+    keep: frozenset[str] = frozenset(),
 ) -> Network:
     """Give a network exactly the tensors under ``prefix``, ready to compute in ``dtype``.
+
+    ``keep``: names that stay in the type they are stored in.
 
     Tensors go to the device one by one. Projections that were packed become 4-bit layers.
 
@@ -58,7 +64,9 @@ def module(
     for name, layer in layers.items():
         network.set_submodule(name.removesuffix(".weight"), layer)
     plain = wanted.keys() - packed
-    state = {name: artefact.read(prefix + name).to(device, dtype) for name in plain}
+    state = {name: artefact.read(prefix + name).to(device) for name in plain}
+    for name in plain - keep:
+        state[name] = state[name].to(dtype)
     network.load_state_dict(state, strict=False, assign=True)  # the packed ones have theirs
     return network.to(device).eval().requires_grad_(False)
 

@@ -39,11 +39,6 @@ Progress = Callable[[str, float], None]
 
 _BYTE = 1 / 30  # of the time that packing a weight takes, to hash a byte: measured on one core
 
-LICENCE = (
-    "Made from the files under `sources`, whose licences hold for this folder too. LLaVA-Rad and "
-    "CXR-LLaVA: non-commercial research only, not for clinical care, not to be passed on."
-)
-
 
 def prepare(
     recipe: Recipe,
@@ -79,7 +74,7 @@ def prepare(
             digest=digest(config, files),
             made=datetime.now(UTC).isoformat(timespec="seconds"),
             versions=versions,
-            licence=LICENCE,
+            licence=recipe.licence,
             config=config,
             files=files,
             sources=sources,

@@ -41,6 +41,7 @@ class Recipe:
     parts: Sequence[Part]
     files: Mapping[str, Path]  #: name in the prepared folder -> file copied as it is
     sources: Mapping[str, Path]  #: e.g. "vicuna/config.json" -> file; hashed into the manifest
+    licence: str = ""  #: of the sources, in words for the manifest; it holds for the result too
 
 
 class Tensors(Protocol):

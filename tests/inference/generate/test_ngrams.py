@@ -57,6 +57,31 @@ def test_an_unknown_token_ends_the_guess() -> None:
     assert taught([5, 6]).propose([40], 3) == []
 
 
+def test_a_doubtful_guess_is_not_made() -> None:
+    table = Ngrams(least_likely=0.4)
+    for follower in (7, 7, 8):
+        table.learn([5, 6, follower])
+    assert table.propose([5, 6], 1) == [7]  # two of three, and a little for what was never seen
+    for follower in (9, 10):
+        table.learn([5, 6, follower])
+    assert table.propose([5, 6], 1) == []
+
+
+def test_a_chain_ends_where_it_has_become_doubtful() -> None:
+    table = Ngrams(least_likely=0.4)
+    for report in ([5, 6, 7], [5, 6, 8], [5, 6, 9]):
+        table.learn(report)
+    assert table.propose([5], 3) == [6]
+
+
+def test_one_sighting_is_no_certainty() -> None:
+    table = Ngrams(least_likely=0.8)
+    table.learn([5, 6])
+    assert table.propose([5], 1) == []
+    table.learn([5, 6])
+    assert table.propose([5], 1) == [6]
+
+
 def test_the_contexts_not_met_for_longest_give_way() -> None:
     table = Ngrams(capacity=30)  # a report of two tokens makes five contexts and the start
     others = ([n, n + 10] for n in range(10, 17))

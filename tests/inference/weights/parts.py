@@ -41,4 +41,5 @@ def recipe(folder: Path, content: Mapping[str, Tensor] | None = None) -> Recipe:
         ],
         files={"vocab.txt": words},
         sources={"tiny/source.bin": source},
+        licence="research only",
     )
