@@ -30,7 +30,17 @@ from rich.progress import Progress
 from rich.table import Table
 
 from bench import corpus
-from bench.contestants import CONTESTANTS, Contestant, Ours, OursDrafting, Sample, Theirs, TheirsNF4
+from bench.contestants import (
+    CONTESTANTS,
+    Contestant,
+    Ours,
+    OursDrafting,
+    OursHalf,
+    OursHalfDrafting,
+    Sample,
+    Theirs,
+    TheirsNF4,
+)
 from bench.corpus import Corpus, Ids
 from dicom_node.cli import logs
 from inference.llama import LlamaConfig
@@ -276,7 +286,10 @@ def ratios(rows: Sequence[Row]) -> dict[str, float]:
         "decode tokens/s, engine without drafts over HF 16 bit": (
             speed[Ours.name] / speed[Theirs.name]
         ),
-        "decode tokens/s, drafts on over off": speed[OursDrafting.name] / speed[Ours.name],
+        "decode tokens/s, drafts on over off, NF4": speed[OursDrafting.name] / speed[Ours.name],
+        "decode tokens/s, drafts on over off, 16 bit": (
+            speed[OursHalfDrafting.name] / speed[OursHalf.name]
+        ),
         "s/report, HF NF4 (bnb) over engine with drafts": (
             single[TheirsNF4.name].seconds_per_report / drafting.seconds_per_report
         ),

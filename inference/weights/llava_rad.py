@@ -143,9 +143,9 @@ def recipe(source: Path, base: Path | None, *, model: str) -> Recipe:
             "text": read_json(folders.text_tower / "config.json"),
         },
         parts=[
-            *parts(language_places(llama), language, what="language model"),
-            *parts(_projector_places(vision, llama), trained, what="projector"),
-            *parts(_clip_places(vision, bert, clip), clip, what="vision checkpoint"),
+            *parts(language_places(llama), language, what=str(folders.base)),
+            *parts(_projector_places(vision, llama), trained, what=str(trained.files[0])),
+            *parts(_clip_places(vision, bert, clip), clip, what=str(clip.files[0])),
         ],
         files=files,
         sources={folders.label(path): path for path in read},
@@ -182,7 +182,7 @@ class Merged:
             for name, shape in base.shapes.items()
             if len(shape) == 2 and name.removesuffix(".weight").rpartition(".")[2] in targets
         }
-        account("adapter", self._wanted(setting(settings, "r")), adapter.shapes)
+        account(str(adapter.files[0]), self._wanted(setting(settings, "r")), adapter.shapes)
 
     def read(self, name: str) -> Tensor:
         """One tensor, as published or (float32) merged."""

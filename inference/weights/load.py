@@ -9,7 +9,7 @@ from torch import nn
 
 from inference.llama import Llama, LlamaConfig
 from inference.weights import nf4
-from inference.weights.artefact import Artefact
+from inference.weights.artefact import PREPARE, Artefact
 from inference.weights.recipe import account
 
 if TYPE_CHECKING:  # see nf4
@@ -60,7 +60,7 @@ def module(
     }
     layers = {name: _layer(artefact, prefix + name, dtype, device) for name in packed}
     unpacked = {name: (layer.out_features, layer.in_features) for name, layer in layers.items()}
-    account(str(artefact.folder), wanted, found | unpacked)
+    account(str(artefact.folder), wanted, found | unpacked, fix=PREPARE)
     for name, layer in layers.items():
         network.set_submodule(name.removesuffix(".weight"), layer)
     plain = wanted.keys() - packed

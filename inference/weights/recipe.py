@@ -120,9 +120,13 @@ def parts(places: Sequence[Place], tensors: Tensors, *, what: str) -> list[Part]
 
 
 def account(
-    what: str, wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
+    what: str,
+    wanted: Mapping[str, tuple[int, ...]],
+    found: Mapping[str, tuple[int, ...]],
+    *,
+    fix: str = "download it again",
 ) -> None:
-    """Compare names and shapes.
+    """Compare names and shapes; ``what`` names the files.
 
     Raises:
         ModelUnavailable: naming each missing, unexpected or wrongly shaped tensor.
@@ -136,7 +140,7 @@ def account(
     ]
     if faults:
         more = f"; and {len(faults) - _NAMED} more" * (len(faults) > _NAMED)
-        raise ModelUnavailable(f"{what}: {'; '.join(sorted(faults)[:_NAMED])}{more}")
+        raise ModelUnavailable(f"{what}: {'; '.join(sorted(faults)[:_NAMED])}{more}: {fix}")
 
 
 def _stacked(tensors: Tensors, names: Sequence[str]) -> Tensor:
