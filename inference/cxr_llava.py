@@ -24,7 +24,7 @@ from inference.clip_vision import ClipVision
 from inference.findings import UnreadablePixels
 from inference.hub import CXR_LLAVA, Needed, terms
 from inference.llama import BOS_ID
-from inference.llava import Llava, View
+from inference.llava import Llava
 from inference.prompt import IMAGE_MARK, Prompt
 from inference.vision import VisionConfig, resize
 from inference.weights import cxr_llava as published
@@ -124,16 +124,6 @@ class CxrLlava(Llava):
     def preprocess(self, image: PilImage.Image) -> Tensor:
         """Pillow image -> (1, S, S) float32."""
         return preprocess(image, self.vision.config.image_size, mean=self.mean, std=self.std)
-
-    def encode(self, pixels: Tensor) -> View:
-        """(1, 1, S, S) on the device -> one view."""
-        tokens, vectors = self.vision(pixels)
-        return View(tokens=tokens, features=self.projector(tokens), vector=vectors[0].cpu())
-
-    @property
-    def image_tokens(self) -> int:
-        """Rows an image takes, N."""
-        return self.vision.config.tokens
 
     def prompt(self, history: str | None) -> Prompt:
         """The question of every draft; ``fit`` has dropped the history."""

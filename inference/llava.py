@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,7 @@ from pydicom.uid import (
     SecondaryCaptureImageStorage,
 )
 from sentencepiece import SentencePieceProcessor
-from torch import Tensor
+from torch import Tensor, nn
 
 from inference.embeddings import CONTEXT, TextTower
 from inference.findings import (
@@ -39,6 +39,7 @@ from inference.findings import (
 from inference.generate import Engine, Limits
 from inference.models import Options, Trace
 from inference.prompt import Prompt
+from inference.vision import VisionConfig
 from inference.weights.artefact import Artefact
 from inference.weights.load import language
 
@@ -64,6 +65,16 @@ class View:
     vector: Tensor  #: (E,) float32, norm 1, on the CPU
 
 
+class Encoder(Protocol):
+    """An image encoder that knows its sizes."""
+
+    config: VisionConfig
+
+    def __call__(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, C, S, S) -> tokens (B, N, W) and vectors (B, E) of norm 1."""
+        ...
+
+
 class Llava(ABC):
     """A ``ReportModel`` over prepared weights. Thread-safe: the engine has the device to itself."""
 
@@ -75,6 +86,8 @@ class Llava(ABC):
     PROMPT_ID: ClassVar[str]  #: changes with any word of the prompt; recorded with each draft
     PREPROCESS: ClassVar = "mimic-jpg-v1"
     MAX_NEW_TOKENS: ClassVar[int]
+    vision: Encoder
+    projector: nn.Module
     text_tower: TextTower | None = None  #: places texts beside images; not every model has one
     #: names of encoder rows and projected rows in a trace
     TRACE_NAMES: ClassVar[tuple[str, str]]
@@ -121,20 +134,11 @@ class Llava(ABC):
 
     @abstractmethod
     def load_networks(self, artefact: Artefact) -> None:
-        """Load all but the language model onto ``device``."""
+        """Load all but the language model onto ``device``: ``vision``, ``projector``, ..."""
 
     @abstractmethod
     def preprocess(self, image: PilImage.Image) -> Tensor:
         """Pillow image -> (C, S, S) float32."""
-
-    @abstractmethod
-    def encode(self, pixels: Tensor) -> View:
-        """(1, C, S, S) on the device -> one view; runs on the device thread."""
-
-    @property
-    @abstractmethod
-    def image_tokens(self) -> int:
-        """Rows an image takes, N."""
 
     @abstractmethod
     def prompt(self, history: str | None) -> Prompt:
@@ -212,9 +216,16 @@ class Llava(ABC):
 
     # --- the stages ---------------------------------------------------------------------------
 
+    @property
+    def image_tokens(self) -> int:
+        """Rows an image takes, N."""
+        return self.vision.config.tokens
+
     def see(self, pixels: Tensor) -> View:
-        """(C, S, S) -> one view; on the device thread only."""
-        return self.encode(pixels[None].to(self.device, self.dtype))
+        """(C, S, S) -> one view, text and retrieval from one pass; on the device thread only."""
+        tokens, vectors = self.vision(pixels[None].to(self.device, self.dtype))
+        # The copy waits for the device, so the time taken here is the encoder's own.
+        return View(tokens=tokens, features=self.projector(tokens), vector=vectors[0].cpu())
 
     def splice(self, features: Tensor, prompt: Prompt) -> Tensor:
         """Prompt embeddings (1, T, D) with the N feature rows in place of the image mark."""

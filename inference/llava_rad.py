@@ -19,7 +19,7 @@ from transformers import BertConfig
 from inference import prompt, vision
 from inference.embeddings import TextEncoder, TextTower, WordPiece
 from inference.hub import LLAVA_RAD, Needed, terms
-from inference.llava import Llava, View
+from inference.llava import Llava
 from inference.prompt import HISTORY_TOKENS, Prompt
 from inference.vision import VisionConfig, VisionEncoder
 from inference.weights import llava_rad as published
@@ -70,17 +70,6 @@ class LlavaRad(Llava):
     def preprocess(self, image: PilImage.Image) -> Tensor:
         """Pillow image -> (3, S, S) float32, exactly as LLaVA-Rad's evaluation does."""
         return vision.preprocess(image, self.vision.config.image_size)
-
-    def encode(self, pixels: Tensor) -> View:
-        """(1, 3, S, S) -> one view; text and retrieval from the same pass."""
-        tokens, vectors = self.vision(pixels)
-        # The copy waits for the device, so the time taken here is the tower's own.
-        return View(tokens=tokens, features=self.projector(tokens), vector=vectors[0].cpu())
-
-    @property
-    def image_tokens(self) -> int:
-        """Patches of an image."""
-        return self.vision.config.tokens
 
     def prompt(self, history: str | None) -> Prompt:
         """The published question, with or without an indication."""

@@ -43,9 +43,8 @@ def pull(name: str, output: Path, *, accepted: bool) -> None:
     # The one verb that may go online. Read once, at the first import of the hub's client; what the
     # administrator set stays.
     os.environ.setdefault("HF_HUB_OFFLINE", "0")
-    os.environ.setdefault(
-        "HF_HUB_VERBOSITY", "error"
-    )  # its retries; the end of them is ours to say
+    # Not its retries: what came of them is ours to say.
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     from inference import hub, models

@@ -184,12 +184,8 @@ LAST = f"{BASE}/{published.SHARDS[1]}"
             CHECKPOINT, "module.text.proj.0.weight", None, "text.proj.0.weight", id="text tower"
         ),
         pytest.param(CHECKPOINT, "module.visual.head.proj.weight", None, "head", id="no head"),
-        pytest.param(
-            TRAINED, PROJECTOR, None, "bin: .*2.bias is missing", id="projector"
-        ),
-        pytest.param(
-            ADAPTER, LORA, None, "bin: .*lora_A.weight is missing", id="half a pair"
-        ),
+        pytest.param(TRAINED, PROJECTOR, None, "bin: .*2.bias is missing", id="projector"),
+        pytest.param(ADAPTER, LORA, None, "bin: .*lora_A.weight is missing", id="half a pair"),
         pytest.param(
             ADAPTER, LORA, torch.ones(4, 65), rf"{QUERY}.lora_A.weight is \(4, 65\)", id="adapter"
         ),
