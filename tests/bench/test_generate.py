@@ -11,7 +11,17 @@ import torch
 from rich.console import Console
 
 from bench import corpus, generate
-from bench.contestants import CONTESTANTS, Ours, OursDrafting, Reciter, Theirs, TheirsNF4, reciter
+from bench.contestants import (
+    CONTESTANTS,
+    Ours,
+    OursDrafting,
+    OursHalf,
+    OursHalfDrafting,
+    Reciter,
+    Theirs,
+    TheirsNF4,
+    reciter,
+)
 from bench.corpus import Corpus
 from bench.generate import SETTINGS, Outcome, Row
 from inference.llama import EOS_ID, Llama
@@ -113,6 +123,7 @@ def test_ratios_are_of_one_report_at_a_time() -> None:
         )
 
     speeds = {Theirs.name: 2.0, TheirsNF4.name: 1.0, Ours.name: 4.0, OursDrafting.name: 8.0}
+    speeds |= {OursHalf.name: 2.0, OursHalfDrafting.name: 6.0}
     rows = [row(name, 1, speed) for name, speed in speeds.items()]
     rows += [row(name, 8, 1.0) for name in speeds]
-    assert list(generate.ratios(rows).values()) == [4, 2, 2, 8]
+    assert list(generate.ratios(rows).values()) == [4, 2, 2, 3, 8]
