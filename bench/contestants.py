@@ -188,7 +188,7 @@ class OursDrafting(Ours):
     """The same with drafts from past reports."""
 
     name = "engine NF4, drafts"
-    draft_tokens = 4
+    draft_tokens = 3
 
 
 class OursHalf(Ours):
@@ -206,7 +206,7 @@ class OursHalfDrafting(OursHalf):
     """The same with drafts from past reports."""
 
     name = "engine 16 bit, drafts"
-    draft_tokens = 4
+    draft_tokens = 3
 
 
 def reciter(config: LlamaConfig, device: torch.device, *, four_bits: bool = True) -> Reciter:

@@ -78,7 +78,7 @@ class Model(_Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     slots: Annotated[int, Field(ge=0, le=64)] = 0  #: reports at once; 0: what the memory holds
     #: tokens guessed ahead and checked in one pass (they change the speed only); 0: none
-    draft_tokens: Annotated[int, Field(ge=0, le=15)] = 4
+    draft_tokens: Annotated[int, Field(ge=0, le=15)] = 3
     max_new_tokens: Annotated[int, Field(ge=0, le=4096)] = 0  #: 0: the model's own limit
     report_seconds: Seconds = 0  #: a report that takes longer fails; 0: no limit
 

@@ -99,10 +99,10 @@ class Cache:
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
-        shape = (slots, positions, config.num_attention_heads, config.head_width)
+        shape = (slots, config.num_attention_heads, positions, config.head_width)
         layers = range(config.num_hidden_layers)
         self.rotary = RotaryTable(config, positions, device)
-        self.keys = [_zeros(shape, device, dtype) for _ in layers]  # (S, P, H, d) each
+        self.keys = [_zeros(shape, device, dtype) for _ in layers]  # (S, H, P, d) each
         self.values = [_zeros(shape, device, dtype) for _ in layers]
         self.slots = slots
         self.positions = positions
@@ -131,10 +131,11 @@ class Prefill:
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """(1, T, H, d) each -> (1, T, H, d): causal over the new keys, which are kept."""
-        tokens = k.shape[1]
-        self.cache.keys[layer][self.slot, :tokens] = k[0]
-        self.cache.values[layer][self.slot, :tokens] = v[0]
-        return _attention(q, k, v, is_causal=True)
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        tokens = k.shape[2]
+        self.cache.keys[layer][self.slot, :, :tokens] = k[0]
+        self.cache.values[layer][self.slot, :, :tokens] = v[0]
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,19 +156,15 @@ class Decode:
         """(B, Q, H, d) each -> (B, Q, H, d): over what the slots hold, new keys included."""
         rows, keys = len(q), self.mask.shape[-1]
         row = torch.arange(rows, device=q.device)[:, None]  # (B, 1)
-        self.cache.keys[layer][row, self.positions] = k
-        self.cache.values[layer][row, self.positions] = v
-        held = self.cache.keys[layer][:rows, :keys], self.cache.values[layer][:rows, :keys]
-        return _attention(q, *held, attn_mask=self.mask)
+        held = self.cache.keys[layer], self.cache.values[layer]
+        for kept, new in zip(held, (k, v), strict=True):
+            kept[row, :, self.positions] = new
+        k, v = (kept[:rows, :, :keys] for kept in held)
+        mixed = F.scaled_dot_product_attention(q.transpose(1, 2), k, v, attn_mask=self.mask)
+        return mixed.transpose(1, 2)
 
 
 Pass = Prefill | Decode
-
-
-def _attention(q: Tensor, k: Tensor, v: Tensor, **how: Any) -> Tensor:
-    """Softmax attention with the heads in the third place."""
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, **how).transpose(1, 2)
 
 
 class RotaryTable:

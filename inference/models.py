@@ -27,7 +27,7 @@ class Options:
     """How a model is run, whichever it is. 0 always means: the model's or machine's own."""
 
     slots: int = 0  #: reports at once; 0: as many as the device's memory holds
-    draft_tokens: int = 4  #: tokens guessed ahead and checked in one pass; 0: none
+    draft_tokens: int = 3  #: tokens guessed ahead and checked in one pass; 0: none
     max_new_tokens: int = 0  #: 0: the model's own limit
     report_seconds: float = 0  #: time-out of one report; 0: none
 

@@ -22,7 +22,7 @@ class Engine:
     """Continues prompts greedily, many at once. Thread-safe; must be closed."""
 
     def __init__(
-        self, language: Llama, *, slots: int, positions: int, draft_tokens: int = 4
+        self, language: Llama, *, slots: int, positions: int, draft_tokens: int = 3
     ) -> None:
         """Take the memory of all slots, so that it runs out now or never.
 

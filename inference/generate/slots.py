@@ -16,10 +16,10 @@ from inference.generate.passes import NOT_FINITE, Passes, Row
 from inference.generate.report import Report
 from inference.llama import EOS_ID, Llama
 
-# What a checked token costs decides how doubtful a draft may be. On a CPU it is about a third of a
-# pass (docs/benchmarks.md), on a GPU little. Simulated on 200 unseen reports of Open-i, after 2,000
-# learnt ones, four tokens a draft: decoding gets 1.46 times faster on a CPU, 1.20 if all are tried.
-LEAST_LIKELY = {"cpu": 0.5, "cuda": 0.1}
+# What a checked token costs decides how doubtful a draft may be. On a CPU it is about a quarter of
+# a pass (docs/benchmarks.md), on a GPU little. Simulated on 300 unseen reports of Open-i, after
+# 2,000 learnt ones, three tokens a draft: decoding gets 1.61 times faster on a CPU, 1.59 at 0.3.
+LEAST_LIKELY = {"cpu": 0.4, "cuda": 0.1}
 MOST_DRAFTED = 3  # live slots; from 4 on the fused 4-bit kernels are full (serving.md section 4)
 ALIGNMENT = 8  # positions; CUDA's attention kernels copy masks of other lengths
 

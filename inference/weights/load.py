@@ -13,7 +13,7 @@ from inference.weights.artefact import PREPARE, Artefact
 from inference.weights.recipe import account
 
 if TYPE_CHECKING:  # see nf4
-    from bitsandbytes.nn.modules import Linear4bit
+    from inference.weights.linear4bit import UnpackingLinear4bit
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -81,6 +81,8 @@ def _packed(artefact: Artefact, prefix: str) -> set[str]:
     }
 
 
-def _layer(artefact: Artefact, name: str, dtype: torch.dtype, device: torch.device) -> Linear4bit:
+def _layer(
+    artefact: Artefact, name: str, dtype: torch.dtype, device: torch.device
+) -> UnpackingLinear4bit:
     tensors = {ending: artefact.read(name + ending) for ending in ("", *nf4.STATE)}
     return nf4.linear(tensors, compute=dtype, device=device)

@@ -1,9 +1,9 @@
 """Four bits a weight, NF4 with double quantisation (Dettmers et al., QLoRA), by bitsandbytes.
 
-The only module that knows bitsandbytes. It is imported late, because an old one must be named
-before its import fails. Packed tensors are kept under bitsandbytes' own names and are made here,
-where no forward pass ever ran: its CPU kernels repack weights in place at the first pass, and what
-is saved afterwards is silently ruined.
+Only this module and ``linear4bit`` know bitsandbytes. It is imported late, because an old one must
+be named before its import fails. Packed tensors are kept under bitsandbytes' own names and are made
+here, where no forward pass ever ran: its CPU kernels repack weights in place at the first pass, and
+what is saved afterwards is silently ruined.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 from inference.findings import ModelUnavailable
 
 if TYPE_CHECKING:
-    from bitsandbytes.nn.modules import Linear4bit
+    from inference.weights.linear4bit import UnpackingLinear4bit
 
 BLOCK = 64  # weights that share a scale; bitsandbytes' default, as in LLaVA-Rad's 4-bit loader
 QUANTISATION = f"nf4 (block {BLOCK}, double)"
@@ -81,14 +81,16 @@ def pack(weight: Tensor) -> dict[str, Tensor]:
 
 def linear(
     tensors: Mapping[str, Tensor], *, compute: torch.dtype, device: torch.device
-) -> Linear4bit:
+) -> UnpackingLinear4bit:
     """Build a layer without bias from what ``pack`` gave; nothing is quantised."""
     from bitsandbytes.functional import QuantState
-    from bitsandbytes.nn.modules import Linear4bit, Params4bit
+    from bitsandbytes.nn.modules import Params4bit
+
+    from inference.weights.linear4bit import UnpackingLinear4bit
 
     state = {name[1:]: tensor for name, tensor in tensors.items() if name}
     out, into = QuantState.from_dict(dict(state), device=torch.device("cpu")).shape
-    layer = Linear4bit(  # type: ignore[no-untyped-call]
+    layer = UnpackingLinear4bit(  # type: ignore[no-untyped-call]
         into, out, bias=False, compute_dtype=compute, quant_type="nf4", device="meta"
     )
     layer.weight = Params4bit.from_prequantized(tensors[""], state, device=device, module=layer)

@@ -64,8 +64,8 @@ def test_a_prompt_stays_in_its_slot(llama: Llama, texts: Tensor) -> None:
     llama.prefill(llama.embed_tokens(texts[:1]), cache, 1)
     for kept in (*cache.keys, *cache.values):
         assert not kept[[0, 2]].any()
-        assert not kept[1, 20:].any()
-        assert kept[1, :20].any(dim=-1).all()
+        assert not kept[1, :, 20:].any()
+        assert kept[1, :, :20].any(dim=-1).all()
 
 
 @pytest.mark.parametrize("queries", [1, 4])

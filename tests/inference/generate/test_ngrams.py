@@ -1,9 +1,11 @@
-"""Guesses come from the longest known context, and the table stays small."""
+"""Guesses come from what followed known contexts, and the table stays small."""
 
 from __future__ import annotations
 
+import pytest
+
 from inference.generate.ngrams import Ngrams
-from inference.llama import EOS_ID
+from inference.llama import BOS_ID, EOS_ID
 
 
 def taught(*reports: list[int]) -> Ngrams:
@@ -32,16 +34,31 @@ def test_no_room_means_no_guess() -> None:
     assert taught([5, 6]).propose([5], -1) == []
 
 
-def test_the_longest_known_context_wins() -> None:
+def test_a_longer_context_outweighs_a_shorter_one() -> None:
     table = taught([3, 5, 6], [4, 5, 7], [4, 5, 7])
     assert table.propose([3, 5], 1) == [6]
     assert table.propose([9, 5], 1) == [7]
 
 
-def test_a_context_is_at_most_six_tokens() -> None:
-    table = taught([11, 21, 22, 23, 24, 25, 26, 31], [12, 21, 22, 23, 24, 25, 26, 32])
-    assert table.propose([11, 21, 22, 23, 24, 25, 26], 1) == [32]  # 11 and 12 are out of sight
-    assert table.propose([11, 21, 22, 23, 24, 25], 1) == [26]
+def test_what_was_seen_often_outweighs_a_single_sighting() -> None:
+    table = taught([3, 5, 6], *([n, 5, 7] for n in range(10, 60)))
+    table.learn([8, 3, 5, 7])  # so that nothing but "3, 5" speaks for 6, once of twice
+    assert table.propose([9, 3, 5], 1) == [7]
+
+
+def test_a_context_is_at_most_eight_tokens() -> None:
+    same = list(range(21, 29))
+    table = taught([11, *same, 31], [12, *same, 32])
+    assert table.propose([11, *same], 1) == [32]  # 11 and 12 are out of sight
+    assert table.propose([11, *same[:-1]], 1) == [28]
+
+
+def test_likelihoods_are_mixed_from_the_shortest_context_to_the_longest() -> None:
+    table = taught([5, 6], [5, 6], [5, 7])
+    token, share = table._likeliest((BOS_ID, 5))
+    short = 2 / (3 + 4)  # two of three sightings, and four of nothing known
+    assert token == 6
+    assert share == pytest.approx((2 + 4 * short) / (3 + 4))
 
 
 def test_the_most_frequent_follower_wins() -> None:
@@ -58,10 +75,10 @@ def test_an_unknown_token_ends_the_guess() -> None:
 
 
 def test_a_doubtful_guess_is_not_made() -> None:
-    table = Ngrams(least_likely=0.4)
-    for follower in (7, 7, 8):
+    table = Ngrams(least_likely=0.5)
+    for follower in (7, 7, 7, 8):
         table.learn([5, 6, follower])
-    assert table.propose([5, 6], 1) == [7]  # two of three, and a little for what was never seen
+    assert table.propose([5, 6], 1) == [7]  # three of four, in three contexts
     for follower in (9, 10):
         table.learn([5, 6, follower])
     assert table.propose([5, 6], 1) == []
@@ -75,7 +92,7 @@ def test_a_chain_ends_where_it_has_become_doubtful() -> None:
 
 
 def test_one_sighting_is_no_certainty() -> None:
-    table = Ngrams(least_likely=0.8)
+    table = Ngrams(least_likely=0.5)
     table.learn([5, 6])
     assert table.propose([5], 1) == []
     table.learn([5, 6])

@@ -21,6 +21,7 @@ from inference.vision import VisionEncoder
 from inference.weights import llava_rad
 from inference.weights.artefact import Artefact, Scheme
 from inference.weights.files import State
+from inference.weights.linear4bit import UnpackingLinear4bit
 from inference.weights.load import language, module
 from inference.weights.prepare import prepare
 from tests.inference import published
@@ -90,7 +91,7 @@ def test_exactly_the_seven_projections_of_each_layer_are_4_bit(
     assert {name.rpartition(".")[2] for name in layers} == FUSED.keys()
     assert sum(len(FUSED[name.rpartition(".")[2]]) for name in layers) == 7 * published.LAYERS
     others = [m for m in network.modules() if isinstance(m, nn.Linear | nn.Embedding)]
-    assert {type(m) for m in others} == {Linear4bit, nn.Linear, nn.Embedding}
+    assert {type(m) for m in others} == {UnpackingLinear4bit, nn.Linear, nn.Embedding}
     assert len(others) == len(layers) + 2  # embeddings and head
 
 
