@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 
 import torch
 import transformers
+from bitsandbytes.nn.modules import Linear4bit, Params4bit
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
@@ -45,6 +46,17 @@ class Sample:
         return self.seconds - self.prefill_seconds
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Course:
+    """What all run."""
+
+    sizes: LlamaConfig
+    prompt_tokens: int
+    rows: int  #: most reports at once
+    longest: int  #: tokens of the longest report
+    device: torch.device
+
+
 class Contestant(ABC):
     """One way to continue prompts."""
 
@@ -52,10 +64,8 @@ class Contestant(ABC):
     key_dtype: torch.dtype  #: of keys and values
     _weight_bytes: int
 
-    def __init__(self, prompt_tokens: int, config: LlamaConfig, device: torch.device) -> None:
-        self.prompt_tokens = prompt_tokens
-        self.config = config
-        self.device = device
+    def __init__(self, course: Course) -> None:
+        self.course = course
 
     @abstractmethod
     def run(self, reports: Sequence[Ids]) -> Sample:
@@ -73,13 +83,13 @@ class Contestant(ABC):
     def prompt(self) -> Tensor:
         """(1, T, D): the same noise for everybody; what a prompt says changes no time."""
         draw = torch.Generator().manual_seed(0)
-        x = torch.randn(1, self.prompt_tokens, self.config.hidden_size, generator=draw)
-        return x.to(self.device, self.key_dtype)
+        shape = (1, self.course.prompt_tokens, self.course.sizes.hidden_size)
+        return torch.randn(shape, generator=draw).to(self.course.device, self.key_dtype)
 
     def pass_bytes(self, rows: int, answer_tokens: float) -> float:
         """Bytes that one decode pass must read: weights, and keys and values half way through."""
-        positions = self.prompt_tokens + answer_tokens / 2
-        per_position = 2 * self.config.num_hidden_layers * self.config.hidden_size
+        sizes, positions = self.course.sizes, self.course.prompt_tokens + answer_tokens / 2
+        per_position = 2 * sizes.num_hidden_layers * sizes.hidden_size
         held: float = rows * positions * per_position * self.key_dtype.itemsize
         return self._weight_bytes + held
 
@@ -129,26 +139,17 @@ class Ours(Contestant):
     draft_tokens = 0
     four_bits: ClassVar = True
 
-    def __init__(
-        self,
-        prompt_tokens: int,
-        config: LlamaConfig,
-        device: torch.device,
-        *,
-        rows: int,
-        longest: int,
-    ) -> None:
-        super().__init__(prompt_tokens, config, device)
-        self._language = reciter(config, device, four_bits=self.four_bits)
+    def __init__(self, course: Course) -> None:
+        super().__init__(course)
+        self._language = reciter(course.sizes, course.device, four_bits=self.four_bits)
         self.key_dtype = self._language.dtype
         self.weigh(self._language)
-        positions = prompt_tokens + longest
+        positions = course.prompt_tokens + course.longest
         self._language.script = torch.zeros(
-            rows, positions + SLACK, dtype=torch.int64, device=device
+            course.rows, positions + SLACK, dtype=torch.int64, device=course.device
         )
-        self._longest = longest
         self._engine = Engine(
-            self._language, slots=rows, positions=positions, draft_tokens=self.draft_tokens
+            self._language, slots=course.rows, positions=positions, draft_tokens=self.draft_tokens
         )
 
     def run(self, reports: Sequence[Ids]) -> Sample:
@@ -172,7 +173,7 @@ class Ours(Contestant):
             self._language.text = report
             return self.prompt
 
-        return self._engine.generate(embed, limits=Limits(max_new_tokens=self._longest))
+        return self._engine.generate(embed, limits=Limits(max_new_tokens=self.course.longest))
 
     def learn(self, reports: Iterable[Ids]) -> None:
         """Fill the table of n-grams."""
@@ -216,13 +217,13 @@ def reciter(config: LlamaConfig, device: torch.device, *, four_bits: bool = True
     (layer,) = language.layers
     if four_bits:
         for block, name in _projections(layer, FUSED):
-            setattr(block, name, packed(getattr(block, name), dtype, device))
+            setattr(block, name, _packed(getattr(block, name), dtype, device))
     language.config = config
     language.layers = _copies(layer.to(device, dtype), config.num_hidden_layers)
     return language.to(device, dtype).eval().requires_grad_(False)
 
 
-def packed(linear: nn.Linear, dtype: torch.dtype, device: torch.device) -> nn.Module:
+def _packed(linear: nn.Linear, dtype: torch.dtype, device: torch.device) -> nn.Module:
     """The same layer in NF4, quantised on the CPU as ``models prepare`` does."""
     return nf4.linear(nf4.pack(linear.weight.detach().half()), compute=dtype, device=device)
 
@@ -247,17 +248,9 @@ class Theirs(Contestant):
     name = "HF 16 bit"
     quantised = False
 
-    def __init__(
-        self,
-        prompt_tokens: int,
-        config: LlamaConfig,
-        device: torch.device,
-        *,
-        rows: int,
-        longest: int,
-    ) -> None:
-        super().__init__(prompt_tokens, config, device)
-        self._language = peer(config, device, quantised=self.quantised)
+    def __init__(self, course: Course) -> None:
+        super().__init__(course)
+        self._language = peer(course.sizes, course.device, quantised=self.quantised)
         self.key_dtype = self._language.dtype
         self.weigh(self._language)
 
@@ -265,11 +258,11 @@ class Theirs(Contestant):
         """One batch, until its longest report is written."""
         longest = max(map(len, reports))
         x = self.prompt.expand(len(reports), -1, -1)
-        stamp = _Stamp(self.device)
+        stamp = _Stamp(self.course.device)
         began = time.perf_counter()
         self._language.generate(  # type: ignore[misc]  # its self is typed as another class
             inputs_embeds=x,
-            attention_mask=torch.ones(x.shape[:2], dtype=torch.int64, device=self.device),
+            attention_mask=torch.ones(x.shape[:2], dtype=torch.int64, device=self.course.device),
             max_new_tokens=longest,
             do_sample=False,
             logits_processor=transformers.LogitsProcessorList([stamp]),
@@ -323,7 +316,7 @@ def peer(config: LlamaConfig, device: torch.device, *, quantised: bool) -> Llama
     if quantised:
         seven = [piece for pieces in FUSED.values() for piece in pieces]
         for block, name in _projections(layer, seven):
-            setattr(block, name, packed(getattr(block, name), dtype, device))
+            setattr(block, name, _quantised(getattr(block, name), dtype, device))
     language.model.layers = _copies(layer.to(device), config.num_hidden_layers)
     for number, one in enumerate(language.model.layers):
         one.self_attn.layer_idx = number
@@ -332,6 +325,20 @@ def peer(config: LlamaConfig, device: torch.device, *, quantised: bool) -> Llama
     language.generation_config.pad_token_id = 0
     made: LlamaForCausalLM = language.to(device).eval().requires_grad_(False)
     return made
+
+
+def _quantised(linear: nn.Linear, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    """The same layer as bitsandbytes makes it."""
+    layer: Any = Linear4bit(  # type: ignore[no-untyped-call]
+        linear.in_features,
+        linear.out_features,
+        bias=False,
+        compute_dtype=dtype,
+        quant_type="nf4",
+    )
+    layer.weight = Params4bit(linear.weight.detach().half(), requires_grad=False, quant_type="nf4")
+    quantised: nn.Module = layer.to(device)
+    return quantised
 
 
 def half(device: torch.device) -> torch.dtype:

@@ -33,6 +33,7 @@ from bench import corpus
 from bench.contestants import (
     CONTESTANTS,
     Contestant,
+    Course,
     Ours,
     OursDrafting,
     OursHalf,
@@ -60,18 +61,28 @@ class Setting:
     runs: int = 5
 
 
+VICUNA = LlamaConfig(
+    vocab_size=32000,
+    hidden_size=4096,
+    intermediate_size=11008,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    rms_norm_eps=1e-5,
+)
+TINY = LlamaConfig(
+    vocab_size=1024,
+    hidden_size=64,
+    intermediate_size=128,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    rms_norm_eps=1e-5,
+)
+
 SETTINGS = {
     # Vicuna-7B under LLaVA-Rad's prompt: 1,369 image rows and 57 tokens of text.
     "7b": Setting(
         name="7b",
-        sizes=LlamaConfig(
-            vocab_size=32000,
-            hidden_size=4096,
-            intermediate_size=11008,
-            num_hidden_layers=32,
-            num_attention_heads=32,
-            rms_norm_eps=1e-5,
-        ),
+        sizes=VICUNA,
         prompt_tokens=1426,
         batches=(1, 8, 16),
     ),
@@ -80,14 +91,7 @@ SETTINGS = {
     # three times the largest cache it was run on (300 MB, a server's): a pass reads memory.
     "toy": Setting(
         name="toy",
-        sizes=LlamaConfig(
-            vocab_size=8000,
-            hidden_size=4096,
-            intermediate_size=11008,
-            num_hidden_layers=8,
-            num_attention_heads=32,
-            rms_norm_eps=1e-5,
-        ),
+        sizes=replace(VICUNA, vocab_size=8000, num_hidden_layers=8),
         prompt_tokens=1426,
         batches=(1, 4),
         runs=3,
@@ -95,14 +99,7 @@ SETTINGS = {
     # For the tests: says nothing about speed.
     "tiny": Setting(
         name="tiny",
-        sizes=LlamaConfig(
-            vocab_size=1024,
-            hidden_size=64,
-            intermediate_size=128,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            rms_norm_eps=1e-5,
-        ),
+        sizes=TINY,
         prompt_tokens=16,
         batches=(1, 4),
         past=50,
@@ -142,8 +139,14 @@ def measure(setting: Setting, reports: Corpus, device: torch.device) -> Outcome:
     """Build all contestants, then let each run the same reports in turn."""
     bandwidth = copy_bandwidth(device)
     sets = _sets(setting, reports.reports)
-    longest = max(len(report) for group in sets.values() for report in group)
-    built, memory = _build(setting, sets, longest, device)
+    course = Course(
+        sizes=setting.sizes,
+        prompt_tokens=setting.prompt_tokens,
+        rows=max(setting.batches),
+        longest=max(len(report) for group in sets.values() for report in group),
+        device=device,
+    )
+    built, memory = _build(course, setting.batches, sets)
     for one in built:
         one.learn(reports.reports[: setting.past])
     samples = _interleaved(setting, built, sets)
@@ -179,20 +182,14 @@ def _sets(setting: Setting, reports: Sequence[Ids]) -> Sets:
 
 
 def _build(
-    setting: Setting, sets: Sets, longest: int, device: torch.device
+    course: Course, batches: Sequence[int], sets: Sets
 ) -> tuple[list[Contestant], dict[str, float]]:
     built: list[Contestant] = []
     memory = {}
     for kind in CONTESTANTS:
-        with _memory(device) as taken:
-            one = kind(
-                setting.prompt_tokens,
-                setting.sizes,
-                device,
-                rows=max(setting.batches),
-                longest=longest,
-            )
-            for batch in setting.batches:
+        with _memory(course.device) as taken:
+            one = kind(course)
+            for batch in batches:
                 one.run(sets[0, batch])
         built.append(one)
         memory[one.name] = taken[0]

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from bitsandbytes.nn.modules import Linear4bit
 from rich.console import Console
 
 from bench import corpus, generate
 from bench.contestants import (
     CONTESTANTS,
+    Course,
     Ours,
     OursDrafting,
     OursHalf,
@@ -20,6 +22,7 @@ from bench.contestants import (
     Reciter,
     Theirs,
     TheirsNF4,
+    peer,
     reciter,
 )
 from bench.corpus import Corpus
@@ -29,6 +32,7 @@ from inference.llama import EOS_ID, Llama
 CPU = torch.device("cpu")
 TINY = replace(SETTINGS["tiny"], runs=1, past=20)
 SIZES = TINY.sizes
+COURSE = Course(sizes=SIZES, prompt_tokens=TINY.prompt_tokens, rows=2, longest=24, device=CPU)
 REPORTS = ((*range(10, 30), EOS_ID), (7, 8, EOS_ID))
 
 
@@ -50,7 +54,7 @@ def test_without_the_real_reports_phantoms_speak(phantoms: Corpus) -> None:
 
 def test_the_engine_writes_the_given_reports_at_any_batch(phantoms: Corpus) -> None:
     for kind in (Ours, OursDrafting):
-        one = kind(TINY.prompt_tokens, SIZES, CPU, rows=2, longest=24)
+        one = kind(COURSE)
         one.learn(REPORTS)
         together, alone = one.run(REPORTS), one.run(REPORTS[:1])  # it checks what was written
         one.close()
@@ -58,7 +62,7 @@ def test_the_engine_writes_the_given_reports_at_any_batch(phantoms: Corpus) -> N
 
 
 def test_drafts_save_passes_on_a_report_that_was_learnt() -> None:
-    one = OursDrafting(TINY.prompt_tokens, SIZES, CPU, rows=1, longest=24)
+    one = OursDrafting(COURSE)
     one.learn(REPORTS)
     assert one.run(REPORTS[:1]).passes == 7  # 20 tokens; seen once, the third is too doubtful
     one.close()
@@ -78,16 +82,22 @@ def test_the_script_changes_the_choice_and_nothing_else() -> None:
 
 def test_the_peers_run_the_same_shapes() -> None:
     for kind in (Theirs, TheirsNF4):
-        one = kind(TINY.prompt_tokens, SIZES, CPU, rows=2, longest=24)
+        one = kind(COURSE)
         sample = one.run(REPORTS)
         assert (sample.tokens, sample.passes) == (22, 20)
         assert 0 < sample.prefill_seconds < sample.seconds
 
 
+def test_the_peer_has_the_layers_that_bitsandbytes_makes() -> None:
+    layers = [m for m in peer(SIZES, CPU, quantised=True).modules() if isinstance(m, Linear4bit)]
+    assert {type(layer) for layer in layers} == {Linear4bit}  # not ours, which unpacks prompts
+    assert len(layers) == 7 * SIZES.num_hidden_layers
+
+
 def test_four_bits_read_less_per_pass_than_sixteen() -> None:
     bytes_read = {}
     for kind in CONTESTANTS:
-        one = kind(TINY.prompt_tokens, SIZES, CPU, rows=1, longest=24)
+        one = kind(COURSE)
         bytes_read[kind] = one.pass_bytes(1, 20)
         one.close()
     assert bytes_read[TheirsNF4] < bytes_read[Theirs]
