@@ -59,6 +59,7 @@ class Setting:
     batches: tuple[int, ...]
     past: int = 2000  #: reports that the table of n-grams has seen before
     runs: int = 5
+    contestants: tuple[str, ...] = tuple(kind.name for kind in CONTESTANTS)
 
 
 VICUNA = LlamaConfig(
@@ -146,7 +147,7 @@ def measure(setting: Setting, reports: Corpus, device: torch.device) -> Outcome:
         longest=max(len(report) for group in sets.values() for report in group),
         device=device,
     )
-    built, memory = _build(course, setting.batches, sets)
+    built, memory = _build(course, setting, sets)
     for one in built:
         one.learn(reports.reports[: setting.past])
     samples = _interleaved(setting, built, sets)
@@ -182,14 +183,16 @@ def _sets(setting: Setting, reports: Sequence[Ids]) -> Sets:
 
 
 def _build(
-    course: Course, batches: Sequence[int], sets: Sets
+    course: Course, setting: Setting, sets: Sets
 ) -> tuple[list[Contestant], dict[str, float]]:
     built: list[Contestant] = []
     memory = {}
     for kind in CONTESTANTS:
+        if kind.name not in setting.contestants:
+            continue
         with _memory(course.device) as taken:
             one = kind(course)
-            for batch in batches:
+            for batch in setting.batches:
                 one.run(sets[0, batch])
         built.append(one)
         memory[one.name] = taken[0]
@@ -272,25 +275,39 @@ def _row(
     )
 
 
+#: What is compared where it matters, one report at a time: the first over the second.
+_RATIOS: dict[str, tuple[str, type[Contestant], type[Contestant]]] = {
+    "decode tokens/s, engine with drafts over HF 16 bit": (
+        "decode_tokens_per_second",
+        OursDrafting,
+        Theirs,
+    ),
+    "decode tokens/s, engine without drafts over HF 16 bit": (
+        "decode_tokens_per_second",
+        Ours,
+        Theirs,
+    ),
+    "decode tokens/s, drafts on over off, NF4": ("decode_tokens_per_second", OursDrafting, Ours),
+    "decode tokens/s, drafts on over off, 16 bit": (
+        "decode_tokens_per_second",
+        OursHalfDrafting,
+        OursHalf,
+    ),
+    "s/report, HF NF4 (bnb) over engine with drafts": (
+        "seconds_per_report",
+        TheirsNF4,
+        OursDrafting,
+    ),
+}
+
+
 def ratios(rows: Sequence[Row]) -> dict[str, float]:
-    """How much faster we are where it matters: one report at a time."""
+    """Those of ``_RATIOS`` whose two contestants ran."""
     single = {row.contestant: row for row in rows if row.batch == 1}
-    speed = {name: row.decode_tokens_per_second for name, row in single.items()}
-    drafting = single[OursDrafting.name]
     return {
-        "decode tokens/s, engine with drafts over HF 16 bit": (
-            speed[OursDrafting.name] / speed[Theirs.name]
-        ),
-        "decode tokens/s, engine without drafts over HF 16 bit": (
-            speed[Ours.name] / speed[Theirs.name]
-        ),
-        "decode tokens/s, drafts on over off, NF4": speed[OursDrafting.name] / speed[Ours.name],
-        "decode tokens/s, drafts on over off, 16 bit": (
-            speed[OursHalfDrafting.name] / speed[OursHalf.name]
-        ),
-        "s/report, HF NF4 (bnb) over engine with drafts": (
-            single[TheirsNF4.name].seconds_per_report / drafting.seconds_per_report
-        ),
+        words: getattr(single[first.name], figure) / getattr(single[second.name], figure)
+        for words, (figure, first, second) in _RATIOS.items()
+        if {first.name, second.name} <= single.keys()
     }
 
 
@@ -383,6 +400,8 @@ def main() -> None:
     parser.add_argument("--runs", type=int)
     parser.add_argument("--batches", type=int, nargs="+")
     parser.add_argument("--prompt-tokens", type=int)
+    names = [kind.name for kind in CONTESTANTS]
+    parser.add_argument("--contestants", nargs="+", choices=names, help="default: all")
     parser.add_argument("--reports", type=Path, default=corpus.REPORTS, help="CSV with findings")
     parser.add_argument("--json", action="store_true", help="one JSON document")
     arguments = parser.parse_args()
@@ -399,7 +418,7 @@ def _setting(arguments: argparse.Namespace) -> Setting:
     chosen = SETTINGS[arguments.size or "7b"]
     given = {
         name: value
-        for name in ("runs", "batches", "prompt_tokens")
+        for name in ("runs", "batches", "prompt_tokens", "contestants")
         if (value := getattr(arguments, name)) is not None
     }
     return replace(chosen, **given)

@@ -117,6 +117,13 @@ def test_the_table_names_machine_commit_and_corpus(outcome: Outcome) -> None:
         assert word in page.getvalue()
 
 
+def test_some_can_run_without_the_others(phantoms: Corpus) -> None:
+    pair = (Ours.name, OursDrafting.name)
+    outcome = generate.measure(replace(TINY, contestants=pair), phantoms, CPU)
+    assert {row.contestant for row in outcome.rows} == set(pair)
+    assert list(outcome.ratios) == ["decode tokens/s, drafts on over off, NF4"]
+
+
 def test_ratios_are_of_one_report_at_a_time() -> None:
     def row(name: str, batch: int, speed: float) -> Row:
         return Row(
