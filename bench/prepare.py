@@ -2,7 +2,7 @@
 
 A synthetic checkpoint goes through the real commands: ``models prepare``, a fresh process that
 loads the result on the CPU, a node that drafts one phantom. Everything is deleted at the end, after
-Ctrl-C as well. The 7B needs 20 GB of disc and takes about half an hour.
+Ctrl-C as well. The 7B needs 20 GB of disc and takes some ten minutes.
 """
 
 from __future__ import annotations
