@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from sqlalchemy import Connection
@@ -14,6 +14,8 @@ from dicom_node.drafts import Draft
 from dicom_node.errors import NotFound
 from dicom_node.events import Event
 from dicom_node.jobs import Job
+from dicom_node.reports import pairs, store
+from dicom_node.reports.store import Report
 from dicom_node.studies import Instance, Study
 
 
@@ -24,8 +26,10 @@ class Account:
     study: Study
     instances: Sequence[Instance]
     jobs: Sequence[Job]
-    drafts: Sequence[Draft]
+    drafts: Sequence[Draft]  #: oldest first
+    alternatives: Sequence[Draft]  #: what peers got that do not take the draft itself
     deliveries: Sequence[Delivery]
+    reports: Sequence[Report]  #: the radiologist's, every version, in the order of arrival
     events: Sequence[Event]
 
     @property
@@ -45,12 +49,15 @@ def of(connection: Connection, study_instance_uid: str) -> Account:
     study = studies.find(connection, study_instance_uid)
     if study is None:
         raise NotFound(f"no study {study_instance_uid} was received")
+    kept = drafts.of_study(connection, study_instance_uid)
     return Account(
         study=study,
         instances=studies.instances(connection, study_instance_uid),
         jobs=jobs.of_study(connection, study_instance_uid),
-        drafts=drafts.of_study(connection, study_instance_uid),
+        drafts=[one for one in kept if one.alternative_of is None],
+        alternatives=[one for one in kept if one.alternative_of is not None],
         deliveries=deliveries.of_study(connection, study_instance_uid),
+        reports=store.of_study(connection, study_instance_uid),
         events=events.of_study(connection, study_instance_uid),
     )
 
@@ -66,7 +73,8 @@ def to_json(account: Account) -> dict[str, Any]:
         "instances": [_instance(one) for one in account.instances],
         "choice": account.choice,
         "jobs": [_job(one) for one in account.jobs],
-        "drafts": [_draft(one, account.deliveries) for one in account.drafts],
+        "drafts": [_draft(one, account) for one in account.drafts],
+        "reports": _reports(account),
         "events": [_event(one) for one in account.events],
     }
 
@@ -96,16 +104,29 @@ def _job(one: Job) -> dict[str, Any]:
     }
 
 
-def _draft(one: Draft, deliveries: Sequence[Delivery]) -> dict[str, Any]:
+def _draft(one: Draft, account: Account) -> dict[str, Any]:
     return {
         "sop_instance_uid": one.sop_instance_uid,
         "series_instance_uid": one.series_instance_uid,
+        "sop_class_uid": one.sop_class_uid,
         "kind": one.kind,
         "version": one.version,
         "text": one.text,
         "path": one.path,
         "sha256": one.sha256,
         "superseded_by": one.superseded_by,
+        "predecessor": (one.record.get("predecessor") or {}).get("sop_instance_uid"),
+        "alternatives": [
+            {
+                "sop_instance_uid": other.sop_instance_uid,
+                "sop_class_uid": other.sop_class_uid,
+                "kind": other.kind,
+                "path": other.path,
+                "sha256": other.sha256,
+            }
+            for other in account.alternatives
+            if other.alternative_of == one.sop_instance_uid
+        ],
         "deliveries": [
             {
                 "peer": delivery.peer,
@@ -113,10 +134,42 @@ def _draft(one: Draft, deliveries: Sequence[Delivery]) -> dict[str, Any]:
                 "proof": delivery.proof,
                 "attempts": delivery.attempts,
                 "reason": delivery.reason,
+                "sent_as": delivery.sent_uid,
             }
-            for delivery in deliveries
+            for delivery in account.deliveries
             if delivery.draft_uid == one.sop_instance_uid
         ],
+    }
+
+
+def _reports(account: Account) -> list[dict[str, Any]]:
+    """Every version; the one that stands also against the draft that was live when it came."""
+    found = pairs.compared(account.drafts, account.reports)
+    stands = found[0].report.id if found else None
+    rows = [{**_report(one), "current": one.id == stands} for one in account.reports]
+    for row, one in zip(rows, account.reports, strict=True):
+        if found and one.id == stands and found[1]:
+            latest = found[1][-1]
+            row["comparison"] = {
+                "draft_uid": latest.draft.sop_instance_uid,
+                **asdict(latest.comparison),
+            }
+    return rows
+
+
+def _report(one: Report) -> dict[str, Any]:
+    return {
+        "id": one.id,
+        "source": one.source,
+        "source_uid": one.source_uid,
+        "state": one.state,
+        "verdict": one.verdict,
+        "verified_at": one.verified_at.isoformat() if one.verified_at else None,
+        "received_at": one.received_at.isoformat(),
+        "indexed": one.indexed_at is not None,
+        "author_role": one.author_role,
+        "sections": dict(one.sections),
+        "text": one.text,
     }
 
 

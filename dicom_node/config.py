@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import ipaddress
 import json
+import re
 import tomllib
 from collections.abc import Collection, Mapping
 from datetime import timedelta
@@ -42,6 +43,9 @@ Seconds = Annotated[float, Field(ge=0)]
 
 Raw = dict[str, object]
 
+#: Kinds of result; of one reading the first that is made stands for the others.
+KINDS = ("text_sr", "coded_sr", "pdf", "capture", "gsps", "hl7", "fhir")
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -55,6 +59,8 @@ class Node(_Section):
     port: Port = 11112
     data: Path = Path("./data")
     institution: str = ""
+    #: &ZZXX (PS3.3 C.12.1.1.8), for sources that do not say; empty: not stated
+    timezone_offset: Annotated[str, Field(pattern=r"^([+-]\d{4})?$")] = ""
 
 
 class Service(_Section):
@@ -84,9 +90,41 @@ class Model(_Section):
 
 
 class Results(_Section):
-    """Which objects go back."""
+    """Which objects go back, and how they are written."""
 
     text_sr: bool = True
+    text_sr_class: Literal["basic", "enhanced", "comprehensive"] = "basic"
+    coded_sr: bool = False
+    coded_sr_class: Literal["comprehensive3d", "comprehensive", "enhanced"] = "comprehensive3d"
+    pdf: bool = False
+    capture: bool = False
+    gsps: bool = False  #: text over the image that the radiologist reads
+    hl7: bool = False  #: ORU^R01 to peers with protocol "hl7"
+    fhir: bool = False  #: DiagnosticReport to peers with protocol "fhir"
+    #: what a peer that takes no SR gets instead, in this order; empty: nothing, the draft waits
+    fallback: tuple[Literal["pdf", "capture"], ...] = ("pdf", "capture")
+    on_no_input: Literal["none", "status-sr"] = "none"
+    legacy_heading_codes: bool = False  #: the retired DCM section headings
+    series_number_base: Annotated[int, Field(ge=0, le=2**31 - 10)] = 9900
+    content_qualification: Literal["RESEARCH", "PRODUCT"] = "RESEARCH"
+    hl7_status: Literal["R", "P"] = "R"  #: OBR-25; P says that somebody verified the draft
+
+    @field_validator("fallback", mode="before")
+    @classmethod
+    def _list_in_a_variable(cls, value: object) -> object:
+        return _json("results.fallback", value) if isinstance(value, str) else value
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of result that are made, the one that stands for the draft first."""
+        return tuple(kind for kind in KINDS if getattr(self, kind))
+
+
+class Reports(_Section):
+    """Where the radiologists' final reports come in; SRs come as all objects do."""
+
+    hl7_host: str = "0.0.0.0"
+    hl7_port: Annotated[int, Field(ge=0, le=65535)] = 0  #: MLLP listener; 0: none
 
 
 class Jobs(_Section):
@@ -109,9 +147,12 @@ class Peer(_Section):
     """Another application entity: where studies come from and drafts go."""
 
     name: str
-    ae_title: AeTitle
-    host: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)]
+    protocol: Literal["dicom", "hl7", "fhir"] = "dicom"
+    #: hl7: receiving application (MSH-5), or APPLICATION|FACILITY
+    ae_title: AeTitle | Literal[""] = ""
+    host: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     port: Port = 104
+    url: str = ""  #: fhir only: the server's base URL
     roles: tuple[Literal["source", "destination"], ...] = ("source", "destination")
     proof: Literal["commitment", "find", "none"] = "none"
     mode: Literal["live", "shadow"] = "live"
@@ -123,8 +164,25 @@ class Peer(_Section):
         return (value,) if isinstance(value, str) else value
 
     @model_validator(mode="after")
+    def _says_what_its_protocol_needs(self) -> Self:
+        if self.protocol == "fhir":
+            if not re.match(r"https?://", self.url) or self.is_source:
+                raise ValueError(
+                    f'peer {self.name}: fhir needs url = "https://..." and roles = ["destination"]'
+                )
+        elif not self.host:
+            raise ValueError(f"peer {self.name}: needs a host")
+        if self.protocol == "dicom" and not self.ae_title:
+            raise ValueError(f"peer {self.name}: needs an ae_title")
+        if self.protocol == "hl7" and self.proof != "none":
+            raise ValueError(f'peer {self.name}: HL7 has no query; proof = "none"')
+        if self.protocol == "fhir" and self.proof == "commitment":
+            raise ValueError(f'peer {self.name}: FHIR has no commitment; proof = "find" or "none"')
+        return self
+
+    @model_validator(mode="after")
     def _destination_has_an_address(self) -> Self:
-        if self.is_destination and "/" in self.host[0]:
+        if self.is_destination and self.host and "/" in self.host[0]:
             raise ValueError(f"peer {self.name}: a destination needs a host, not a network, first")
         return self
 
@@ -143,6 +201,12 @@ class Peer(_Section):
         """The host we call."""
         return self.host[0]
 
+    @property
+    def place(self) -> str:
+        """Where we call it, for people."""
+        title = f"{self.ae_title} at " if self.protocol == "dicom" else ""
+        return self.url or f"{title}{self.address}:{self.port}"
+
     def may_call_from(self, addresses: Collection[str]) -> bool:
         """Is one of ``addresses`` (the caller's, and names that resolve to it) this peer's?"""
         return any(_matches(host, address) for host in self.host for address in addresses)
@@ -157,6 +221,7 @@ class Settings(_Section):
     study: Study = Study()
     model: Model = Model()
     results: Results = Results()
+    reports: Reports = Reports()
     jobs: Jobs = Jobs()
     peers: tuple[Peer, ...] = ()
 
@@ -168,9 +233,23 @@ class Settings(_Section):
             raise ValueError(f"two peers are named {', '.join(sorted(twice))}")
         return self
 
-    def destinations(self) -> tuple[Peer, ...]:
-        """The peers that get drafts."""
-        return tuple(peer for peer in self.peers if peer.is_destination)
+    @model_validator(mode="after")
+    def _messages_are_made_for_their_peers(self) -> Self:
+        for peer in self.peers:
+            made = peer.protocol == "dicom" or getattr(self.results, peer.protocol)
+            if peer.is_destination and not made:
+                raise ValueError(
+                    f"peer {peer.name} speaks {peer.protocol}, but nothing is made for it:"
+                    f" set results.{peer.protocol} = true"
+                )
+        return self
+
+    def destinations(self, kind: str = "text_sr") -> tuple[Peer, ...]:
+        """The peers that get results of that kind."""
+        protocol = kind if kind in ("hl7", "fhir") else "dicom"
+        return tuple(
+            peer for peer in self.peers if peer.is_destination and peer.protocol == protocol
+        )
 
     def peer(self, name: str) -> Peer | None:
         """The peer of that name."""

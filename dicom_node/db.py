@@ -56,10 +56,19 @@ study = Table(
     Column("state", Text, nullable=False),
     Column("revision", sa.Integer, nullable=False),
     Column("patient_key", Text, nullable=False),
+    #: see ``storage.Identity``; null until an instance that is no report has told
+    Column("patient_id_key", Text),
+    Column("patient_issuer_key", Text),
+    Column("accession_key", Text),
+    Column("accession_issuer_key", Text),
+    Column("study_date", Text),
     _time("received_at", default=True),
     _time("ready_at", default=True),
     _time("settle_at", default=True),
     Index(None, "state", "settle_at"),
+    Index(None, "received_at"),
+    Index(None, "accession_key"),
+    Index(None, "patient_id_key", "study_date"),
 )
 
 #: Written by ``studies``; rows are never changed, other bytes under a UID are a new revision.
@@ -79,6 +88,7 @@ instance = Table(
     Column("address", Text, nullable=False),
     _time("received_at", default=True),
     Index(None, "sop_instance_uid"),
+    Index(None, "sop_class_uid", "received_at"),
     Index(None, "calling_ae_title", "received_at"),
 )
 
@@ -106,7 +116,8 @@ job = Table(
     Index(None, "state", "due_at"),
 )
 
-#: Written by ``drafts``; only ``superseded_by`` ever changes.
+#: Written by ``drafts``; only ``superseded_by`` ever changes. An alternative says the same in an
+#: object that a peer takes which does not take the draft itself.
 draft = Table(
     "draft",
     metadata,
@@ -124,8 +135,10 @@ draft = Table(
     Column("path", Text, nullable=False),
     Column("sha256", Text, nullable=False),
     Column("superseded_by", Text, ForeignKey("draft.sop_instance_uid")),
+    Column("alternative_of", Text, ForeignKey("draft.sop_instance_uid")),
     _time("created_at", default=True),
     Index(None, "study_instance_uid"),
+    Index(None, "alternative_of"),
 )
 
 #: Written by ``deliveries``. states: due, sending, sent, delivered, failed, withheld, dropped
@@ -146,21 +159,69 @@ delivery = Table(
     _time("nudged_at"),
     _time("lease_until"),
     _time("sent_at"),
+    #: what the peer got: the draft, or an alternative of it
+    Column("sent_uid", Text, ForeignKey(draft.c.sop_instance_uid)),
     UniqueConstraint("draft_uid", "peer"),
     Index(None, "state", "due_at"),
 )
 
-#: Written by ``retrieval``; one vector space per model digest.
+#: Written by ``reports.store``: every version of every final report that came, whatever became of
+#: it. Only state, reason, study and the times of trying and indexing ever change.
+#: states: matched, parked, ignored
+report = Table(
+    "report",
+    metadata,
+    _id(),
+    Column("study_instance_uid", Text, ForeignKey(study.c.study_instance_uid)),
+    Column("source", Text, nullable=False),
+    Column("source_uid", Text, nullable=False),
+    Column("part", sa.Integer, nullable=False),  # OBR of the message, row of the table
+    Column("sha256", Text, nullable=False),
+    Column("path", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("reason", Text),
+    Column("verdict", Text, nullable=False),
+    Column("order_key", Text, nullable=False),
+    Column("claimed_study_uid", Text, nullable=False),
+    #: see ``storage.Identity``
+    Column("patient_id_key", Text, nullable=False),
+    Column("patient_issuer_key", Text, nullable=False),
+    Column("accession_key", Text, nullable=False),
+    Column("accession_issuer_key", Text, nullable=False),
+    Column("study_date", Text, nullable=False),
+    Column("sections", JSONB, nullable=False),
+    Column("text", Text, nullable=False),
+    Column("author_role", Text, nullable=False),
+    Column("predecessors", JSONB, nullable=False),
+    _time("verified_at"),
+    _time("received_at", default=True),
+    _time("tried_at", default=True),  # when a study for it was last looked for
+    _time("due_at", default=True),
+    _time("nudged_at"),
+    _time("indexed_at"),
+    UniqueConstraint("source", "source_uid", "sha256", "part"),
+    Index(None, "study_instance_uid"),
+    Index(None, "claimed_study_uid"),
+    Index(None, "accession_key"),
+    Index(None, "patient_id_key", "study_date"),
+    Index(None, "state", "due_at"),
+    Index(None, "source", "received_at"),
+)
+
+#: Written by ``retrieval``; one vector space per model digest. Each is of a draft or of a report.
 embedding = Table(
     "embedding",
     metadata,
     _id(),
     Column("study_instance_uid", Text, ForeignKey(study.c.study_instance_uid), nullable=False),
-    Column("draft_uid", Text, ForeignKey(draft.c.sop_instance_uid), nullable=False),
+    Column("draft_uid", Text, ForeignKey(draft.c.sop_instance_uid)),
+    Column("report_id", sa.BigInteger, ForeignKey(report.c.id)),
     Column("kind", Text, nullable=False),
     Column("digest", Text, nullable=False),
     Column("vector", Vector(), nullable=False),
     UniqueConstraint("draft_uid", "kind"),
+    UniqueConstraint("report_id"),
+    Index(None, "study_instance_uid"),
     Index(None, "digest", "kind"),
 )
 
@@ -200,6 +261,11 @@ refused_association = Table(
     _time("first", default=True),
     _time("last", default=True),
 )
+
+
+def installation_id(connection: sa.Connection) -> str:
+    """This installation's identity."""
+    return str(connection.scalars(sa.select(installation.c.id)).one())
 
 
 class Database:

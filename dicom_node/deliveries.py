@@ -40,6 +40,7 @@ class Delivery:
     reason: str | None
     age: timedelta = field(compare=False)  #: since it was made, or a person queued it again
     sent_at: datetime | None
+    sent_uid: str | None  #: what the peer got: the draft, or an alternative of it
 
 
 def _delivery(row: RowMapping) -> Delivery:
@@ -103,9 +104,9 @@ def renew(connection: Connection, held: Delivery, *, lease: timedelta) -> bool:
     )
 
 
-def sent(connection: Connection, held: Delivery, reason: str | None) -> None:
-    """The peer answered success; the lease is kept for the proof."""
-    _advance(connection, held, "sending", reason, sent_at=func.now())
+def sent(connection: Connection, held: Delivery, sent_uid: str, reason: str | None) -> None:
+    """The peer answered success to this object; the lease is kept for the proof."""
+    _advance(connection, held, "sending", reason, sent_at=func.now(), sent_uid=sent_uid)
 
 
 def delivered(connection: Connection, held: Delivery, proof: str) -> None:
@@ -202,6 +203,7 @@ def requeue(connection: Connection, *, study_instance_uid: str | None) -> list[i
                 due_at=func.now(),
                 nudged_at=None,
                 sent_at=None,
+                sent_uid=None,
                 created_at=func.now(),
             )
         )

@@ -9,10 +9,10 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from dicom_node import associations, db, scu
+from dicom_node import associations, db, destinations
 from dicom_node import status as node_status
 from dicom_node.config import Peer, Settings
-from dicom_node.db import Database, instance
+from dicom_node.db import Database, instance, report
 from dicom_node.errors import NodeError
 
 
@@ -39,7 +39,8 @@ def peers(settings: Settings, database: Database | None, asked: Sequence[Peer]) 
         if peer.is_destination:
             checks.append(_outward(settings, peer))
         if peer.is_source and database is not None:
-            checks.append(_inward(database, peer))
+            inward = _inward_hl7 if peer.protocol == "hl7" else _inward
+            checks.append(inward(settings, database, peer))
     return checks
 
 
@@ -107,17 +108,19 @@ def _destinations(settings: Settings) -> Check:
 
 def _outward(settings: Settings, peer: Peer) -> Check:
     def question() -> str:
-        scu.DicomPeer(peer, settings.node.ae_title).verify()
-        return f"{peer.ae_title} at {peer.address}:{peer.port} answers C-ECHO"
+        destinations.open_destination(peer, settings.node.ae_title).verify()
+        return f"{peer.place} answers{' C-ECHO' if peer.protocol == 'dicom' else ''}"
 
     fix = (
         f"check host, port and ae_title of peer {peer.name}, and that it knows the AE title "
         f"{settings.node.ae_title} at this machine's address"
+        if peer.protocol == "dicom"
+        else f"check host and port, or url, of peer {peer.name}, and that it lets us in"
     )
     return _attempt(f"to {peer.name}", question, fix)
 
 
-def _inward(database: Database, peer: Peer) -> Check:
+def _inward(settings: Settings, database: Database, peer: Peer) -> Check:
     name = f"from {peer.name}"
     with database.transaction() as connection:
         last = connection.scalar(
@@ -136,4 +139,17 @@ def _inward(database: Database, peer: Peer) -> Check:
         fix = f'peer {peer.name}: ae_title = "{one.calling_ae_title}", host = "{one.address}"'
         return Check(name=name, passed=False, text=text, fix=fix)
     text = f"last instance {last.isoformat(timespec='seconds')}" if last else "nothing sent yet"
+    return Check(name=name, passed=True, text=text)
+
+
+def _inward_hl7(settings: Settings, database: Database, peer: Peer) -> Check:
+    """HL7 names no caller: what came from anybody counts."""
+    name = f"from {peer.name}"
+    if not settings.reports.hl7_port:
+        fix = "set reports.hl7_port, where this peer sends its reports"
+        return Check(name=name, passed=False, text="nobody listens for HL7", fix=fix)
+    with database.transaction() as connection:
+        latest = sa.select(sa.func.max(report.c.received_at)).where(report.c.source == "hl7")
+        last = connection.scalar(latest)
+    text = f"last report {last.isoformat(timespec='seconds')}" if last else "nothing sent yet"
     return Check(name=name, passed=True, text=text)

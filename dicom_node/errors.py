@@ -8,6 +8,7 @@
       Unreadable                a stored object can't be read any more
       PeerError                 another node: unreachable, rejected us, refused an object
         PeerRefused             ... with a status that a later attempt will not change
+        NotSupported            ... takes no objects of this kind; another kind may go
       NotFound                  the thing asked for is not here
 
 Errors are caught at three borders only: SCP handler (becomes a DIMSE status), task (becomes a job
@@ -78,6 +79,12 @@ class PeerRefused(PeerError):
 
     retry = False
     code = "peer.refused"
+
+
+class NotSupported(PeerError):
+    """The peer takes no objects of this kind (until somebody configures it to)."""
+
+    code = "peer.unsupported"
 
 
 class NotFound(NodeError):

@@ -11,16 +11,14 @@ import hashlib
 import ipaddress
 import logging
 import socket
-import struct
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from io import BytesIO
 from typing import cast
 
 from pydicom.dataset import Dataset
-from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_dataset
 from pydicom.tag import BaseTag, Tag
 from pydicom.uid import (
@@ -59,12 +57,15 @@ from dicom_node.errors import (
     WrongSopClass,
     trace,
 )
+from dicom_node.malformed import MALFORMED
 from dicom_node.storage import (
     IMPLEMENTATION_CLASS_UID,
     IMPLEMENTATION_VERSION_NAME,
+    Identity,
     Storage,
     StoredInstance,
     checked_uid,
+    identity_key,
 )
 
 logger = logging.getLogger(__name__)
@@ -118,32 +119,24 @@ _STUDY_INSTANCE_UID = Tag(0x0020, 0x000D)
 _SERIES_INSTANCE_UID = Tag(0x0020, 0x000E)
 _SOP_CLASS_UID = Tag(0x0008, 0x0016)
 _SOP_INSTANCE_UID = Tag(0x0008, 0x0018)
+_STUDY_DATE = Tag(0x0008, 0x0020)
+_ACCESSION_NUMBER = Tag(0x0008, 0x0050)
+_ISSUER_OF_ACCESSION_NUMBER = Tag(0x0008, 0x0051)
+_LOCAL_NAMESPACE_ENTITY_ID = Tag(0x0040, 0x0031)
+_UNIVERSAL_ENTITY_ID = Tag(0x0040, 0x0032)
 _PATIENT_ID = Tag(0x0010, 0x0020)
 _ISSUER_OF_PATIENT_ID = Tag(0x0010, 0x0021)
 _NEEDED: list[BaseTag | int] = [
     _SOP_CLASS_UID,
     _SOP_INSTANCE_UID,
+    _STUDY_DATE,
+    _ACCESSION_NUMBER,
+    _ISSUER_OF_ACCESSION_NUMBER,
     _PATIENT_ID,
     _ISSUER_OF_PATIENT_ID,
     _STUDY_INSTANCE_UID,
     _SERIES_INSTANCE_UID,
 ]
-
-#: What pydicom's reader lets out on bytes that are no data set. Found by fuzzing (test_scp).
-_PARSE_ERRORS = (
-    InvalidDicomError,
-    ValueError,  # UnicodeError, BytesLengthException
-    LookupError,  # KeyError: unknown VR
-    TypeError,
-    AttributeError,
-    NotImplementedError,
-    OSError,
-    EOFError,
-    OverflowError,
-    RecursionError,  # sequences nested deeper than our stack
-    struct.error,
-    zlib.error,
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,6 +148,7 @@ class Header:
     sop_instance_uid: str
     sop_class_uid: str
     patient_key: str
+    identity: Identity
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -319,6 +313,7 @@ class Listener:
                 calling_ae_title=event.assoc.requestor.ae_title,
                 address=_address(event.assoc),
                 patient_key=header.patient_key,
+                identity=header.identity,
             )
         )
 
@@ -339,12 +334,17 @@ def refusal_of(
     sources = [
         peer
         for peer in settings.peers
-        if peer.is_source and peer.ae_title.strip() == calling_ae_title
+        if peer.is_source and peer.protocol == "dicom" and peer.ae_title.strip() == calling_ae_title
     ]
-    if any(peer.may_call_from(_names(address, peer)) for peer in sources):
+    if may_call(sources, address):
         return None
     reason = "address is not this peer's" if sources else "no peer with this AE title may send"
     return Refusal(diagnostic=_NOT_RECOGNISED["calling"], reason=reason)
+
+
+def may_call(sources: Iterable[Peer], address: str) -> bool:
+    """Is the caller at this address one of these peers?"""
+    return any(peer.may_call_from(_names(address, peer)) for peer in sources)
 
 
 def read_header(data_set: bytes, transfer_syntax: UID) -> Header:
@@ -366,7 +366,7 @@ def read_header(data_set: bytes, transfer_syntax: UID) -> Header:
             stop_when=lambda tag, vr, length: tag > _SERIES_INSTANCE_UID,
             specific_tags=_NEEDED,
         )
-    except _PARSE_ERRORS as error:
+    except MALFORMED as error:
         # "from None": pydicom puts values of elements into its messages
         why = f"data set can't be parsed: {type(error).__name__}"
         raise CannotUnderstand(why) from None
@@ -376,6 +376,7 @@ def read_header(data_set: bytes, transfer_syntax: UID) -> Header:
         sop_instance_uid=_text(found, _SOP_INSTANCE_UID),
         sop_class_uid=_text(found, _SOP_CLASS_UID),
         patient_key=_patient_key(found),
+        identity=_identity(found),
     )
 
 
@@ -500,3 +501,36 @@ def _patient_key(found: Dataset) -> str:
     if not patient_id:
         return ""
     return hashlib.sha256(_raw(found, _ISSUER_OF_PATIENT_ID) + b"|" + patient_id).hexdigest()
+
+
+def _identity(found: Dataset) -> Identity:
+    day = _text(found, _STUDY_DATE).replace(".", "").replace("-", "")  # ACR-NEMA 2.0: YYYY.MM.DD
+    return Identity(
+        patient_id_key=_key(found, _PATIENT_ID),
+        patient_issuer_key=_key(found, _ISSUER_OF_PATIENT_ID),
+        accession_key=_key(found, _ACCESSION_NUMBER),
+        accession_issuer_key=_accession_issuer_key(found),
+        study_date=day if len(day) == 8 and day.isdigit() else "",
+    )
+
+
+def _accession_issuer_key(found: Dataset) -> str:
+    """Of PS3.3 10.17, HL7v2 Hierarchic Designator; empty too where it can't be parsed."""
+    try:
+        (item,) = found[_ISSUER_OF_ACCESSION_NUMBER].value
+        return _key(item, _LOCAL_NAMESPACE_ENTITY_ID) or _key(item, _UNIVERSAL_ENTITY_ID)
+    except MALFORMED:  # an image is not refused for it
+        return ""
+
+
+def _key(found: Dataset, tag: BaseTag) -> str:
+    """The key of an identifier.
+
+    Of other character sets than these two none is decoded here: a report that names such an
+    identifier finds no study by it, which is safe.
+    """
+    raw = _raw(found, tag)
+    try:
+        return identity_key(raw.decode("utf-8"))
+    except UnicodeDecodeError:
+        return identity_key(raw.decode("latin-1"))

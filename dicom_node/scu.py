@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from itertools import islice
 from pathlib import Path
 from typing import Protocol, cast
@@ -21,7 +22,8 @@ from typing import Protocol, cast
 from pydantic import ValidationError
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
-from pydicom.filereader import read_file_meta_info
+from pydicom.filereader import dcmread, read_file_meta_info
+from pydicom.filewriter import dcmwrite
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import AE, _config, build_context, evt
 from pynetdicom.association import Association
@@ -30,7 +32,13 @@ from pynetdicom.presentation import PresentationContext
 from pynetdicom.transport import AssociationSocket
 
 from dicom_node.config import Peer
-from dicom_node.errors import ConfigurationError, PeerError, PeerRefused, Unreadable
+from dicom_node.errors import (
+    ConfigurationError,
+    NotSupported,
+    PeerError,
+    PeerRefused,
+    Unreadable,
+)
 from dicom_node.storage import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 
 logger = logging.getLogger(__name__)
@@ -52,6 +60,7 @@ _REACTOR_PATIENCE = 1.0  # seconds; pynetdicom's reactor comes round every milli
 
 _SUCCESS = 0x0000
 _DUPLICATE_SOP_INSTANCE = 0x0111  # PS3.7 C.5.7: the object is there already
+_SOP_CLASS_NOT_SUPPORTED = 0x0122  # PS3.7 C.5.6
 _PENDING = (0xFF00, 0xFF01)  # PS3.4 C.4.1.1.4
 
 # PS3.8 9.3.4, Table 9-21
@@ -156,14 +165,22 @@ class DicomPeer:
         ------
         Unreadable
             The file is no Part 10 file.
+        NotSupported
+            The peer takes no objects of this SOP class.
         PeerRefused
             The peer will never take this object.
         PeerError
             Any other failure.
         """
-        needed = needed_context(file)
-        with self.association([build_context(*needed)]) as association:
-            return self.store(association, file)
+        sop_class, transfer_syntax = needed_context(file)
+        # PS3.5 10.1: everybody takes Implicit VR Little Endian, and some nothing else.
+        fallback = transfer_syntax == ExplicitVRLittleEndian
+        offered: list[str | UID] = [transfer_syntax]
+        offered += [ImplicitVRLittleEndian] if fallback else []
+        with self.association([build_context(sop_class, offered)]) as association:
+            if association.accepted_contexts[0].transfer_syntax[0] == transfer_syntax:
+                return self.store(association, file)
+            return self.store(association, _implicit(file))
 
     def prove(self, reference: Reference) -> bool:
         """Is the object there, as far as the peer's ``proof`` asks?
@@ -180,15 +197,16 @@ class DicomPeer:
             return self._lists(reference)
         return self._peer.proof == "none"
 
-    def store(self, association: Association, file: Path) -> int:
-        """C-STORE one file on an open association; raises as :meth:`send`."""
+    def store(self, association: Association, file: Path | Dataset) -> int:
+        """C-STORE one file or data set on an open association; raises as :meth:`send`."""
         started = time.monotonic()
         try:
             answer = association.send_c_store(file)
         except (ValueError, RuntimeError) as error:  # context not accepted; association gone
             raise PeerError(f"{self._who()} does not take it: {error}") from error
         except OSError as error:
-            raise Unreadable(f"{file.name}: {error.strerror}") from error
+            name = file.name if isinstance(file, Path) else file.SOPInstanceUID
+            raise Unreadable(f"{name}: {error.strerror}") from error
         return _stored(self._status(association, answer, started), self._who())
 
     @contextmanager
@@ -198,7 +216,7 @@ class DicomPeer:
         Raises
         ------
         PeerError
-            Unreachable, rejected, aborted, or none of the contexts was accepted.
+            Unreachable, rejected or aborted; :class:`NotSupported`: it accepted no context.
         """
         association = self._associate(contexts)
         try:
@@ -224,7 +242,8 @@ class DicomPeer:
         except OSError as error:  # the name does not resolve
             raise PeerError(f"{self._who()} can't be reached: {error.strerror}") from error
         if not association.is_established:
-            raise PeerError(f"{self._who()} {_why_not(association, bool(connected))}")
+            kind = NotSupported if association.rejected_contexts else PeerError
+            raise kind(f"{self._who()} {_why_not(association, bool(connected))}")
         return association
 
     def _lists(self, reference: Reference) -> bool:
@@ -370,6 +389,16 @@ def needed_context(file: Path) -> _Context:
     return meta.MediaStorageSOPClassUID, meta.TransferSyntaxUID
 
 
+def _implicit(file: Path) -> Dataset:
+    """The same data set in Implicit VR Little Endian."""
+    ds = dcmread(file)
+    ds.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
+    buffer = BytesIO()
+    dcmwrite(buffer, ds, enforce_file_format=True)
+    buffer.seek(0)
+    return dcmread(buffer)
+
+
 def _groups(needed: dict[Path, _Context]) -> Iterator[dict[Path, _Context]]:
     """Files whose contexts fit one association, in the order given where possible."""
     contexts = iter(dict.fromkeys(needed.values()))
@@ -492,6 +521,8 @@ def _stored(status: int, who: str) -> int:
     if status in (_SUCCESS, _DUPLICATE_SOP_INSTANCE) or status & 0xF000 == 0xB000:
         return status
     message = f"{who} answered C-STORE with 0x{status:04X}"
+    if status == _SOP_CLASS_NOT_SUPPORTED:
+        raise NotSupported(message, status=status)
     if status & 0xF000 == 0xC000 or status & 0xFF00 in (0xA900, 0x0100):
         raise PeerRefused(message, status=status)
     raise PeerError(message, status=status)

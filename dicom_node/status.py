@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -13,8 +13,8 @@ from sqlalchemy import Connection, func
 from dicom_node import __version__, associations, heartbeats
 from dicom_node.associations import RefusedAssociation
 from dicom_node.config import Settings
-from dicom_node.db import Database, delivery, draft, instance, job, study
-from dicom_node.errors import NodeError
+from dicom_node.db import Database, delivery, draft, instance, job, report, study
+from dicom_node.errors import NodeError, NotSupported
 from dicom_node.heartbeats import Process
 
 #: Below this the node is about to refuse studies.
@@ -23,6 +23,9 @@ LOW_BYTES = 2 * 2**30
 WORRYING_ATTEMPTS = 4
 #: Replaced bytes are shown for so long.
 RECENT = timedelta(days=7)
+
+#: Whatever kind of object was tried, the peer does not take it.
+_UNSUPPORTED = func.coalesce(delivery.c.reason, "").startswith(NotSupported.code)
 
 Counts = Mapping[str, int]
 
@@ -56,10 +59,15 @@ class Status:
     studies: Counts
     jobs: Counts
     deliveries: Counts
+    reports: Counts = field(default_factory=dict)  #: the radiologists' final ones
     peers: Sequence[PeerStatus] = ()
     refused: Sequence[RefusedAssociation] = ()
     replaced: int = 0  #: instances that came again with other bytes, lately
     worrying: Mapping[str, int]  #: peer -> deliveries that keep failing
+    #: peer -> drafts that wait, for it takes no such objects
+    unsupported: Mapping[str, int] = field(default_factory=dict)
+    #: (peer, SOP class that it got, how often lately) where it did not take the draft itself
+    fallen_back: Sequence[tuple[str, str, int]] = ()
     failed_jobs: int = 0  #: those no later job of the study took the place of
     failed_deliveries: int = 0  #: those of drafts that nothing supersedes
     problems: Sequence[Problem] = ()
@@ -119,10 +127,13 @@ def _read(connection: Connection, settings: Settings) -> Status:
         studies=_count(connection, study.c.state),
         jobs=_count(connection, job.c.state),
         deliveries=_count(connection, delivery.c.state),
+        reports=_count(connection, report.c.state),
         peers=_peers(connection, settings),
         refused=associations.latest(connection),
         replaced=_replaced(connection),
-        worrying=_worrying(connection),
+        worrying=_waiting(connection, delivery.c.attempts >= WORRYING_ATTEMPTS, ~_UNSUPPORTED),
+        unsupported=_waiting(connection, _UNSUPPORTED),
+        fallen_back=_fallen_back(connection),
         failed_jobs=_failed_jobs(connection),
         failed_deliveries=_failed_deliveries(connection),
     )
@@ -169,16 +180,26 @@ def _replaced(connection: Connection) -> int:
     return connection.scalar(changed) or 0
 
 
-def _worrying(connection: Connection) -> dict[str, int]:
+def _waiting(connection: Connection, *which: sa.ColumnElement[bool]) -> dict[str, int]:
     rows = connection.execute(
         sa.select(delivery.c.peer, func.count())
-        .where(
-            delivery.c.state.in_(("due", "sent", "sending")),
-            delivery.c.attempts >= WORRYING_ATTEMPTS,
-        )
+        .where(delivery.c.state.in_(("due", "sent", "sending")), *which)
         .group_by(delivery.c.peer)
     )
     return {peer: count for peer, count in rows}
+
+
+def _fallen_back(connection: Connection) -> list[tuple[str, str, int]]:
+    rows = connection.execute(
+        sa.select(delivery.c.peer, draft.c.sop_class_uid, func.count())
+        .join(draft, draft.c.sop_instance_uid == delivery.c.sent_uid)
+        .where(
+            delivery.c.sent_uid != delivery.c.draft_uid, delivery.c.sent_at > func.now() - RECENT
+        )
+        .group_by(delivery.c.peer, draft.c.sop_class_uid)
+        .order_by(delivery.c.peer, draft.c.sop_class_uid)
+    )
+    return [(peer, sop_class_uid, count) for peer, sop_class_uid, count in rows]
 
 
 def _failed_jobs(connection: Connection) -> int:
@@ -254,6 +275,12 @@ def _failed(status: Status) -> Iterator[Problem]:
             text=f"{count} drafts for {peer} keep failing and are tried again",
             fix=f"`dicom-node doctor {peer}` names the fault",
         )
+    for peer, count in status.unsupported.items():
+        yield Problem(
+            code="unsupported",
+            text=f"{count} drafts wait: {peer} takes no kind of object that we may send",
+            fix=f"let {peer} accept Basic Text SR, or choose others in [results] (fallback)",
+        )
 
 
 def _warnings(status: Status) -> Iterator[Problem]:
@@ -263,6 +290,13 @@ def _warnings(status: Status) -> Iterator[Problem]:
             text=f"{status.replaced} instances came again with other bytes in the last 7 days",
             fix="`dicom-node study UID` shows which; the newest bytes are used",
         )
+    yield from _replacements(status)
+    if parked := status.reports.get("parked"):
+        yield Problem(
+            code="reports",
+            text=f"{parked} final reports could not be matched to a study",
+            fix="`dicom-node reports list --parked` says why; they are tried again as studies come",
+        )
     if not status.settings.destinations():
         yield Problem(
             code="no-destination",
@@ -270,6 +304,19 @@ def _warnings(status: Status) -> Iterator[Problem]:
             fix='add [[peers]] with roles = ["destination"]',
         )
     yield from _slow(status)
+
+
+def _replacements(status: Status) -> Iterator[Problem]:
+    if not status.fallen_back:
+        return
+    from pydicom.uid import UID  # costs 0.7 s: only where there is something to name
+
+    for peer, sop_class_uid, count in status.fallen_back:
+        yield Problem(
+            code="fallback",
+            text=f"{peer} got {count} drafts as {UID(sop_class_uid).name}: it takes no other",
+            fix=f"nothing is lost; for a text SR let {peer} accept Basic Text SR Storage",
+        )
 
 
 def _slow(status: Status) -> Iterator[Problem]:
@@ -312,6 +359,7 @@ def to_json(status: Status) -> dict[str, Any]:
         "studies": dict(status.studies),
         "jobs": dict(status.jobs),
         "deliveries": dict(status.deliveries),
+        "reports": dict(status.reports),
         "peers": [
             {
                 "name": peer.name,

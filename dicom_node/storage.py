@@ -2,7 +2,8 @@
 
     data/incoming/                                      being written; swept at start
     data/instances/<study>/<sop instance>.<hash>.dcm    as received, under our own file meta
-    data/drafts/<study>/<sop instance>.dcm              what we made
+    data/drafts/<study>/<sop instance>.dcm              what we made (.hl7, .json: messages)
+    data/reports/<xx>/<hash>.hl7                        final reports as they came (.csv, .dcm)
 
 Files are written beside their place in the same file system, synced, renamed, and the folders
 synced: after a return the file survives a power cut, before it nobody sees a half one.
@@ -18,7 +19,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,6 +43,23 @@ _FOLDER_MODE = 0o750
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """Whose study an instance says it is, in keys that can be compared and not read."""
+
+    patient_id_key: str = ""  #: :func:`identity_key` of PatientID
+    patient_issuer_key: str = ""  #: of IssuerOfPatientID
+    accession_key: str = ""  #: of AccessionNumber
+    accession_issuer_key: str = ""  #: of IssuerOfAccessionNumberSequence's one item
+    study_date: str = ""  #: YYYYMMDD; empty: none, or none that can be read
+
+
+def identity_key(value: str) -> str:
+    """Hex SHA-256 of an identifier without surrounding spaces; "" where there is none."""
+    stripped = value.strip(" \0")
+    return hashlib.sha256(stripped.encode("utf-8", "replace")).hexdigest() if stripped else ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StoredInstance:
     """One instance that is durably on disk, and where it came from."""
 
@@ -58,6 +76,7 @@ class StoredInstance:
     patient_key: str
     #: hex SHA-256 of IssuerOfPatientID|PatientID, "" without a PatientID: says "same patient"
     #: without keeping the id
+    identity: Identity = field(default_factory=Identity)
 
 
 class Kept(NamedTuple):
@@ -81,7 +100,7 @@ class Storage:
         self._data = data
         self._incoming = data / "incoming"
         with _disk_errors("data folder"):
-            for name in ("incoming", "instances", "drafts"):
+            for name in ("incoming", "instances", "drafts", "reports"):
                 (data / name).mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
             for folder in (data, data.absolute().parent):
                 _sync_folder(folder)
@@ -116,8 +135,10 @@ class Storage:
         path = f"instances/{study}/{instance}.{digest[:16]}.dcm"
         return self._keep(path, digest, header, data_set)
 
-    def keep_draft(self, *, study_instance_uid: str, sop_instance_uid: str, file: bytes) -> Kept:
-        """Keep one Part 10 file that we made.
+    def keep_draft(
+        self, *, study_instance_uid: str, sop_instance_uid: str, file: bytes, suffix: str = ".dcm"
+    ) -> Kept:
+        """Keep one result that we made: a Part 10 file, or a message with a suffix of its own.
 
         Raises
         ------
@@ -128,7 +149,18 @@ class Storage:
         """
         study = checked_uid(study_instance_uid, "StudyInstanceUID")
         instance = checked_uid(sop_instance_uid, "SOPInstanceUID")
-        return self._keep(f"drafts/{study}/{instance}.dcm", _sha256(file), file)
+        return self._keep(f"drafts/{study}/{instance}{suffix}", _sha256(file), file)
+
+    def keep_report(self, file: bytes, suffix: str) -> Kept:
+        """Keep a final report exactly as it came; the same bytes are one file.
+
+        Raises
+        ------
+        OutOfResources
+            The disk is full, away or read-only.
+        """
+        digest = _sha256(file)
+        return self._keep(f"reports/{digest[:2]}/{digest}{suffix}", digest, file)
 
     def path(self, relative: str) -> Path:
         """The absolute place of a kept file."""

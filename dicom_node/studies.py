@@ -20,7 +20,7 @@ from sqlalchemy.dialects import postgresql
 
 from dicom_node import events, jobs
 from dicom_node.db import instance, study
-from dicom_node.storage import StoredInstance
+from dicom_node.storage import Identity, StoredInstance
 
 #: Only these can hold the image a report model reads (pixel-pipeline 2.1, NOT_IMAGE): Computed
 #: Radiography, Digital X-Ray For Presentation and For Processing, Secondary Capture (PS3.4 B.5).
@@ -30,6 +30,17 @@ READABLE = (
     "1.2.840.10008.5.1.4.1.1.1.1.1",
     "1.2.840.10008.5.1.4.1.1.7",
 )
+
+#: Basic Text, Enhanced, Comprehensive and Comprehensive 3D SR (PS3.4 B.5): what a report may be.
+STRUCTURED_REPORTS = (
+    "1.2.840.10008.5.1.4.1.1.88.11",
+    "1.2.840.10008.5.1.4.1.1.88.22",
+    "1.2.840.10008.5.1.4.1.1.88.33",
+    "1.2.840.10008.5.1.4.1.1.88.34",
+)
+
+#: In place of a key of the study: its instances name several patients.
+MIXED = "mixed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,19 +120,46 @@ def _lock(connection: Connection, stored: StoredInstance) -> Study:
         "state": "new",
         "revision": 1,
         "patient_key": stored.patient_key,
+        **_identity(stored),
     }
     insert = postgresql.insert(study).values(values)
+    told = _told(insert)
     row = (
         connection.execute(
             insert.on_conflict_do_update(
                 index_elements=[study.c.study_instance_uid],
-                set_={"study_instance_uid": insert.excluded.study_instance_uid},
+                set_={"study_instance_uid": insert.excluded.study_instance_uid, **told},
             ).returning(study)
         )
         .mappings()
         .one()
     )
     return _study(row)
+
+
+def _identity(stored: StoredInstance) -> dict[str, str | None]:
+    """What an instance says of its study; a report says nothing: it may be of another patient."""
+    silent = stored.sop_class_uid in STRUCTURED_REPORTS
+    return {
+        name: None if silent else getattr(stored.identity, name)
+        for name in Identity.__dataclass_fields__
+    }
+
+
+def _told(insert: postgresql.Insert) -> dict[str, sa.ColumnElement[str]]:
+    """The study's identity with this instance: the first that says something is believed.
+
+    Two patients in one study are a fault that nobody here can mend: then it has no patient.
+    """
+    known = {name: study.c[name] for name in Identity.__dataclass_fields__}
+    said = {name: insert.excluded[name] for name in known}
+    told: dict[str, sa.ColumnElement[str]] = {
+        name: func.coalesce(func.nullif(known[name], ""), said[name], known[name]) for name in known
+    }
+    for name in ("patient_id_key", "patient_issuer_key"):
+        differ = func.nullif(known[name], "") != func.nullif(said[name], "")
+        told[name] = sa.case((differ, MIXED), else_=told[name])
+    return told
 
 
 def _latest(connection: Connection, stored: StoredInstance) -> Instance | None:

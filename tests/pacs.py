@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from pydicom import Dataset
@@ -24,17 +24,19 @@ class Pacs:
     ``answers`` holds the statuses of the next C-STOREs; when it is empty the answer is 0x0000.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        takes: Iterable[str] = (BasicTextSRStorage,),
+        transfer_syntaxes: Sequence[str] = (ExplicitVRLittleEndian, ImplicitVRLittleEndian),
+    ) -> None:
         self.answers: list[int] = []
         self.received: dict[str, bytes] = {}  #: data set by SOP Instance UID
         self.stores = 0  #: C-STORE requests, whatever they were answered
         self.lists = True  #: does C-FIND know what was stored?
         self.while_storing: Callable[[], None] = lambda: None  #: before a C-STORE is answered
         entity = AE("PACS")
-        for sop_class in (_VERIFICATION, _STUDY_ROOT_FIND, BasicTextSRStorage):
-            entity.add_supported_context(
-                sop_class, [ExplicitVRLittleEndian, ImplicitVRLittleEndian]
-            )
+        for sop_class in (_VERIFICATION, _STUDY_ROOT_FIND, *takes):
+            entity.add_supported_context(sop_class, list(transfer_syntaxes))
         self._running = True
         server = entity.start_server(
             ("127.0.0.1", 0),

@@ -20,7 +20,8 @@ Queue = Literal["gpu", "net"]
 
 ANALYSE = "worker.analyse"
 DELIVER = "worker.deliver"
-QUEUES: dict[str, Queue] = {ANALYSE: "gpu", DELIVER: "net"}
+INDEX = "worker.index"
+QUEUES: dict[str, Queue] = {ANALYSE: "gpu", DELIVER: "net", INDEX: "gpu"}
 
 #: Longer than any report takes, or Redis hands the message out twice (harmless: leases decide).
 VISIBILITY_SECONDS = 3600

@@ -1,32 +1,36 @@
-"""The study's way through the worker, top to bottom, as plain functions; runs without Celery."""
+"""A study's way through the worker, top to bottom, as plain functions; runs without Celery.
+
+Drafts are sent in ``worker.sending``.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from dicom_node import __version__, db, deliveries, drafts, jobs, retrieval, scu, studies
+from dicom_node import __version__, db, deliveries, drafts, jobs, retrieval, studies
 from dicom_node.config import Settings
 from dicom_node.db import Database
-from dicom_node.deliveries import Delivery
 from dicom_node.drafts import Draft
 from dicom_node.errors import Unreadable
 from dicom_node.jobs import Job
-from dicom_node.results import record, source, text_sr, uids
-from dicom_node.results.record import DraftRecord, Input, Reference
+from dicom_node.results import objects, record, uids
+from dicom_node.results.record import DraftRecord
 from dicom_node.storage import Storage
 from dicom_node.studies import Instance, Study
 from inference import indication, pixels, selection
-from inference.findings import Embedding, Findings, Image, ModelFailure, UnreadablePixels
-from inference.indication import Indication
-from inference.selection import Candidate, Choice, Fault, Refusal
+from inference.findings import Algorithm, Embedding, Findings, Image, ModelFailure, UnreadablePixels
+from inference.selection import Candidate, Fault, Refusal
+from worker import records
 from worker.host import ModelHost
+from worker.records import Chosen, Origin
 
 logger = logging.getLogger(__name__)
 
@@ -59,24 +63,31 @@ class _Held:
     instance: Instance
     candidate: Candidate
 
+    @property
+    def is_image(self) -> bool:
+        """Has it pixels that a modality made? A page of ours that came back is no evidence."""
+        ours = self.candidate.header.get("ManufacturerModelName") == selection.OUR_MODEL_NAME
+        return self.candidate.pixel_bytes is not None and not ours
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Input:
-    """What the model gets: the image, and the indication if its header has one."""
+class _Reading:
+    """One job at work: what the study is, and what it had before."""
 
-    held: _Held
-    choice: Choice
-    image: Image
-    indication: Indication | None
+    node: Node
+    job: Job
+    study: Study
+    held: Sequence[_Held]
+    before: Sequence[Draft]  #: live drafts of the study and model
 
     @property
-    def history(self) -> str | None:
-        """The indication's words."""
-        return self.indication.text if self.indication else None
-
-    def as_json(self) -> dict[str, str]:
-        """How ``study --json`` names the choice."""
-        return {"sop_instance_uid": self.choice.sop_instance_uid, "rule": self.choice.rule}
+    def origin(self) -> Origin:
+        return Origin(
+            settings=self.node.settings,
+            identity=self.node.identity,
+            job=self.job,
+            images=[one.instance for one in self.held if one.is_image],
+        )
 
 
 # -- analyse ---------------------------------------------------------------------------------------
@@ -94,23 +105,35 @@ def analyse(node: Node, host: ModelHost, job: Job) -> None:
     LeaseLost, OutOfResources
         Nothing was changed; the job will be claimed again.
     """
-    study, instances = _snapshot(node, job)
-    held = _readable_headers(node, instances)
-    chosen = _choose(node, host, held)
+    reading = _begin(node, job)
+    chosen = _choose(node, host, reading.held)
     if isinstance(chosen, Refusal):
-        _refuse(node, job, study, chosen)
+        _refuse(reading, host.model.algorithm, chosen)
         return
-    present = _present(node, job)
-    if present is not None and _stands(present, chosen, host):
-        reason = f"the input is unchanged: draft {present.sop_instance_uid} stands"
+    if _stands(reading.before, chosen, host.model.algorithm):
+        reason = f"the input is unchanged: draft {reading.before[0].sop_instance_uid} stands"
         with node.database.transaction() as connection:
-            jobs.drafted(connection, job, chosen.as_json(), reason)
+            jobs.drafted(connection, job, _choice(chosen), reason)
         return
-    findings = host.read([chosen.image], chosen.history)
+    history = chosen.indication.text if chosen.indication else None
+    findings = host.read([chosen.image], history)
     if not findings.text.strip() or "\0" in findings.text:  # Postgres takes no NUL
         raise ModelFailure("the model wrote nothing, or no text")
-    draft_record = _record(node, job, held, chosen, findings, present)
-    _commit(node, job, _Result(chosen, findings, _file(node, job, chosen, draft_record)), present)
+    made = _make(reading, records.of_findings(reading.origin, chosen, findings), chosen)
+    with node.database.transaction() as connection:
+        if _is_overtaken(connection, reading):
+            return
+        jobs.drafted(connection, job, _choice(chosen))  # raises if the lease was lost
+        _keep(connection, reading, made)
+        _index(connection, made[0], findings)
+
+
+def _begin(node: Node, job: Job) -> _Reading:
+    study, instances = _snapshot(node, job)
+    held = _readable_headers(node, instances)
+    with node.database.transaction() as connection:
+        before = drafts.live(connection, job.study_instance_uid, model=job.model)
+    return _Reading(node=node, job=job, study=study, held=held, before=before)
 
 
 def _snapshot(node: Node, job: Job) -> tuple[Study, tuple[Instance, ...]]:
@@ -136,7 +159,7 @@ def _readable_headers(node: Node, instances: Sequence[Instance]) -> list[_Held]:
     return held
 
 
-def _choose(node: Node, host: ModelHost, held: Sequence[_Held]) -> _Input | Refusal:
+def _choose(node: Node, host: ModelHost, held: Sequence[_Held]) -> Chosen | Refusal:
     """The best image whose pixels can really be read."""
     candidates = [one.candidate for one in held]
     refused: dict[str, Fault] = {}
@@ -149,8 +172,14 @@ def _choose(node: Node, host: ModelHost, held: Sequence[_Held]) -> _Input | Refu
         )
         image = _image(node, host, chosen)
         if isinstance(image, Image):
-            why = indication.find(chosen.candidate.header)
-            return _Input(held=chosen, choice=choice, image=image, indication=why)
+            return Chosen(
+                instance=chosen.instance,
+                header=chosen.candidate.header,
+                rule=choice.rule,
+                image=image,
+                indication=indication.find(chosen.candidate.header),
+                warnings=choice.warnings,
+            )
         refused[choice.sop_instance_uid] = image
 
 
@@ -163,142 +192,130 @@ def _image(node: Node, host: ModelHost, chosen: _Held) -> Image | Fault:
         return Fault(code=error.code, text=str(error))
 
 
-def _refuse(node: Node, job: Job, study: Study, refusal: Refusal) -> None:
+def _refuse(reading: _Reading, algorithm: Algorithm, refusal: Refusal) -> None:
+    node, job = reading.node, reading.job
+    if reading.study.state == "receiving":  # the image may still be on its way
+        with node.database.transaction() as connection:
+            jobs.defer(connection, job, reading.study.settle_at, f"not yet: {refusal.code}")
+        return
+    made = _status_documents(reading, algorithm, refusal)
     with node.database.transaction() as connection:
-        if study.state == "receiving":  # the image may still be on its way
-            jobs.defer(connection, job, study.settle_at, f"not yet: {refusal.code}")
-        else:
-            jobs.refuse(connection, job, refusal.code, refusal.text)
+        if made and _is_overtaken(connection, reading):
+            return
+        jobs.refuse(connection, job, refusal.code, refusal.text)
+        if made:
+            _keep(connection, reading, made)
 
 
-def _present(node: Node, job: Job) -> Draft | None:
-    with node.database.transaction() as connection:
-        return drafts.current(connection, job.study_instance_uid, model=job.model)
+def _status_documents(reading: _Reading, algorithm: Algorithm, refusal: Refusal) -> Sequence[Draft]:
+    """What tells the radiologist that there is no draft, if the site wants to be told.
+
+    A draft that is there already stays: it was made of an image that could be read.
+    """
+    wanted = reading.node.settings.results.on_no_input == "status-sr"
+    image = next((one for one in reading.held if one.is_image), None)
+    said = [_record_of(one).refusal for one in reading.before]
+    if not wanted or image is None or any(one is None or one.code == refusal.code for one in said):
+        return []
+    why = record.Refusal(code=refusal.code, text=refusal.text)
+    header = image.candidate.header
+    return _make(reading, records.of_refusal(reading.origin, header, algorithm, why), None)
 
 
-def _stands(present: Draft, chosen: _Input, host: ModelHost) -> bool:
-    same_input = list(present.inputs) == _inputs_json(chosen)
-    before = DraftRecord.from_json(json.dumps(present.record)).algorithm
-    return same_input and uids.device_uid(before) == uids.device_uid(host.model.algorithm)
+def _stands(before: Sequence[Draft], chosen: Chosen, algorithm: Algorithm) -> bool:
+    """Was the same image read by the same model already?"""
+    if not before or list(before[0].inputs) != _inputs(chosen):
+        return False
+    made_by = _record_of(before[0]).algorithm
+    return uids.device_uid(made_by) == uids.device_uid(algorithm)
 
 
-def _inputs_json(chosen: _Input) -> list[dict[str, str]]:
-    instance = chosen.held.instance
+def _record_of(draft: Draft) -> DraftRecord:
+    return DraftRecord.from_json(json.dumps(draft.record))
+
+
+def _inputs(chosen: Chosen | None) -> list[dict[str, str]]:
+    if chosen is None:
+        return []
+    instance = chosen.instance
     return [{"sop_instance_uid": instance.sop_instance_uid, "sha256": instance.sha256}]
 
 
-def _record(
+def _choice(chosen: Chosen) -> dict[str, str]:
+    """How ``study --json`` names the choice."""
+    return {"sop_instance_uid": chosen.instance.sop_instance_uid, "rule": chosen.rule}
+
+
+def _make(reading: _Reading, of: DraftRecord, chosen: Chosen | None) -> Sequence[Draft]:
+    """A draft of each kind that the site wants, its bytes durable; their rows come after."""
+    node, job, results = reading.node, reading.job, reading.node.settings.results
+    before = {one.kind: one for one in reading.before}
+    return [
+        keep_file(
+            node,
+            records.as_kind(of, kind, results, before.get(kind)),
+            job_id=job.id,
+            model=job.model,
+            inputs=_inputs(chosen),
+        )
+        for kind in records.kinds(of, results)
+    ]
+
+
+def keep_file(
     node: Node,
-    job: Job,
-    held: Sequence[_Held],
-    chosen: _Input,
-    findings: Findings,
-    present: Draft | None,
-) -> DraftRecord:
-    if job.started_at is None:
-        raise ValueError(f"job {job.id} was never claimed")
-    images = [one.instance for one in held if one.candidate.pixel_bytes is not None]
-    used = Input(
-        reference=_reference(chosen.held.instance),
-        sha256=chosen.image.sha256,
-        rule=chosen.choice.rule,
-    )
-    return DraftRecord(
-        study_instance_uid=job.study_instance_uid,
-        source_header=source.source_header(chosen.held.candidate.header),
-        node=node.identity,
-        algorithm=findings.algorithm,
-        # Without an offset in the object, PS3.5 6.2 DA/TM are local time: the machine's zone.
-        started_at=job.started_at.astimezone(),
-        findings=findings.text,
-        impression=findings.impression,
-        history=findings.history,
-        history_source=_history_source(chosen, findings),
-        inputs=(used,),
-        evidence=tuple(_reference(instance) for instance in images),
-        warnings=(*chosen.choice.warnings, *chosen.image.warnings),
-        institution_name=node.settings.node.institution or None,
-        version=present.version + 1 if present else 1,
-        predecessor=_predecessor(present) if present else None,
-    )
-
-
-def _history_source(chosen: _Input, findings: Findings) -> str | None:
-    """Only of what the model was given: it may take none."""
-    if chosen.indication is None or findings.history is None:
-        return None
-    return chosen.indication.source
-
-
-def _reference(instance: Instance) -> Reference:
-    return Reference(
-        study_instance_uid=instance.study_instance_uid,
-        series_instance_uid=instance.series_instance_uid,
-        sop_class_uid=instance.sop_class_uid,
-        sop_instance_uid=instance.sop_instance_uid,
-    )
-
-
-def _predecessor(present: Draft) -> Reference:
-    return Reference(
-        study_instance_uid=present.study_instance_uid,
-        series_instance_uid=present.series_instance_uid,
-        sop_class_uid=present.sop_class_uid,
-        sop_instance_uid=present.sop_instance_uid,
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class _Result:
-    """What is committed together."""
-
-    chosen: _Input
-    findings: Findings
-    draft: Draft
-
-
-def _file(node: Node, job: Job, chosen: _Input, draft_record: DraftRecord) -> Draft:
-    """Encode the draft and make its bytes durable; the row that names them comes after."""
-    document = text_sr.encode(draft_record)
+    of: DraftRecord,
+    *,
+    job_id: int,
+    model: str,
+    inputs: Sequence[Mapping[str, Any]],
+    alternative_of: str | None = None,
+) -> Draft:
+    """Encode the record and make the bytes durable; the row that names them comes after."""
+    made = objects.encode(of)
     kept = node.storage.keep_draft(
-        study_instance_uid=job.study_instance_uid,
-        sop_instance_uid=str(document.SOPInstanceUID),
-        file=text_sr.to_bytes(document),
+        study_instance_uid=of.study_instance_uid,
+        sop_instance_uid=made.sop_instance_uid,
+        file=made.file,
+        suffix=made.suffix,
     )
     return Draft(
-        sop_instance_uid=str(document.SOPInstanceUID),
-        series_instance_uid=str(document.SeriesInstanceUID),
-        sop_class_uid=str(document.SOPClassUID),
-        study_instance_uid=job.study_instance_uid,
-        job_id=job.id,
-        model=job.model,
-        kind=draft_record.kind,
-        version=draft_record.version,
-        text=draft_record.findings,
-        inputs=_inputs_json(chosen),
-        record=json.loads(draft_record.to_json()),
+        sop_instance_uid=made.sop_instance_uid,
+        series_instance_uid=made.series_instance_uid,
+        sop_class_uid=made.sop_class_uid,
+        study_instance_uid=of.study_instance_uid,
+        job_id=job_id,
+        model=model,
+        kind=of.kind,
+        version=of.version,
+        text=of.findings,
+        inputs=inputs,
+        record=json.loads(of.to_json()),
         path=kept.path,
         sha256=kept.sha256,
+        alternative_of=alternative_of,
     )
 
 
-def _commit(node: Node, job: Job, result: _Result, present: Draft | None) -> None:
-    """Draft, index, deliveries and job in one transaction: all of it, or none."""
-    draft, study_uid = result.draft, job.study_instance_uid
-    with node.database.transaction() as connection:
-        studies.snapshot(connection, study_uid)  # locks the study: one draft of it at a time
-        live = drafts.current(connection, study_uid, model=job.model)
-        if (live and live.sop_instance_uid) != (present and present.sop_instance_uid):
-            # Two revisions were read at once. Look again: mostly the other's draft stands.
-            reason = "another draft of this study was kept meanwhile"
-            jobs.retry_later(connection, job, timedelta(0), reason)
-            return
-        jobs.drafted(connection, job, result.chosen.as_json())  # raises if the lease was lost
-        for old in drafts.keep(connection, draft):
-            deliveries.drop_unsent(connection, old, f"superseded by {draft.sop_instance_uid}")
-        destinations = node.settings.destinations()
-        deliveries.create(connection, study_uid, draft.sop_instance_uid, destinations)
-        _index(connection, draft, result.findings)
+def _is_overtaken(connection: Connection, reading: _Reading) -> bool:
+    """Were drafts of this study kept while we read? Then look again: mostly those stand."""
+    job = reading.job
+    studies.snapshot(connection, job.study_instance_uid)  # locks the study: one draft at a time
+    live = drafts.live(connection, job.study_instance_uid, model=job.model)
+    if [one.sop_instance_uid for one in live] == [one.sop_instance_uid for one in reading.before]:
+        return False
+    reason = "another draft of this study was kept meanwhile"
+    jobs.retry_later(connection, job, timedelta(0), reason)
+    return True
+
+
+def _keep(connection: Connection, reading: _Reading, made: Sequence[Draft]) -> None:
+    """The drafts' rows and their way to every destination."""
+    for old in drafts.keep(connection, *made):
+        deliveries.drop_unsent(connection, old, f"superseded by {made[0].sop_instance_uid}")
+    for one in made:
+        peers = reading.node.settings.destinations(one.kind)
+        deliveries.create(connection, one.study_instance_uid, one.sop_instance_uid, peers)
 
 
 def _index(connection: Connection, draft: Draft, findings: Findings) -> None:
@@ -311,70 +328,3 @@ def _index(connection: Connection, draft: Draft, findings: Findings) -> None:
     for kind, vector in vectors:
         if vector is not None:
             retrieval.write(connection, study_uid, uid, kind, vector)
-
-
-# -- deliver ---------------------------------------------------------------------------------------
-
-
-def deliver(node: Node, held: Delivery) -> None:
-    """Send one draft to one destination and ask for the proof its configuration wants.
-
-    Raises
-    ------
-    PeerError
-        Not now, or (``PeerRefused``) never.
-    OutOfResources
-        The database is away; the delivery will be claimed again.
-    """
-    peer = node.settings.peer(held.peer)
-    if peer is None or not peer.is_destination:
-        reason = "the peer is no longer a destination in the configuration"
-        with node.database.transaction() as connection:
-            deliveries.fail(connection, held, reason)
-        return
-    with node.database.transaction() as connection:
-        draft = drafts.find(connection, held.draft_uid)
-    if draft is None:
-        raise Unreadable(f"draft {held.draft_uid} has no row")
-    destination = scu.DicomPeer(peer, node.settings.node.ae_title)
-    if held.sent_at is None:
-        if draft.superseded_by is not None:
-            with node.database.transaction() as connection:
-                deliveries.drop(connection, held, f"superseded by {draft.superseded_by}")
-            return
-        _send(node, held, draft, destination)
-    _prove(node, held, draft, destination, peer.proof)
-
-
-def _send(node: Node, held: Delivery, draft: Draft, destination: scu.Destination) -> None:
-    status = destination.send(node.storage.path(draft.path))
-    reason = None if status == 0 else f"the peer stored it with status 0x{status:04X}"
-    with node.database.transaction() as connection:
-        deliveries.sent(connection, held, reason)
-
-
-def _prove(
-    node: Node, held: Delivery, draft: Draft, destination: scu.Destination, proof: str
-) -> None:
-    proven = destination.prove(
-        scu.Reference(
-            study_instance_uid=draft.study_instance_uid,
-            series_instance_uid=draft.series_instance_uid,
-            sop_instance_uid=draft.sop_instance_uid,
-        )
-    )
-    with node.database.transaction() as connection:
-        if proven:
-            deliveries.delivered(connection, held, proof)
-        elif is_overdue(node, held):
-            hours = node.settings.jobs.give_up_hours
-            deliveries.fail(connection, held, f"not proven by {proof} within {hours:g} hours")
-        else:
-            delay = node.settings.jobs.back_off(held.attempts)
-            deliveries.unproven(connection, held, delay, f"not yet proven by {proof}")
-
-
-def is_overdue(node: Node, held: Delivery) -> bool:
-    """Has this delivery been tried for as long as the site wants?"""
-    patience = timedelta(hours=node.settings.jobs.give_up_hours)
-    return held.age > patience

@@ -1,4 +1,4 @@
-"""The two tasks: claim, call the pipeline, map errors. Exceptions become states here."""
+"""The tasks: claim, call the pipeline, map errors. Exceptions become states here."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from dicom_node.deliveries import Delivery
 from dicom_node.errors import NodeError, OutOfResources, PeerError, trace
 from dicom_node.jobs import Job, LeaseLost
 from inference.findings import DeviceLost, InferenceError
-from worker import lease, pipeline
-from worker.app import ANALYSE, DELIVER
+from worker import indexing, lease, pipeline, sending
+from worker.app import ANALYSE, DELIVER, INDEX
 from worker.host import ModelHost
 from worker.pipeline import Node
 
@@ -58,6 +58,10 @@ def register(app: celery.Celery, context: Context) -> None:
     @app.task(name=DELIVER)  # type: ignore[untyped-decorator]
     def deliver_task(delivery_id: int) -> None:
         deliver(context, delivery_id)
+
+    @app.task(name=INDEX)  # type: ignore[untyped-decorator]
+    def index_task(report_id: int) -> None:
+        index(context, report_id)
 
 
 def analyse(context: Context, job_id: int) -> None:
@@ -137,7 +141,7 @@ def deliver(context: Context, delivery_id: int) -> None:
 
 def _deliver(context: Context, held: Delivery) -> None:
     try:
-        pipeline.deliver(context.node, held)
+        sending.deliver(context.node, held)
     except OutOfResources:
         raise
     except PeerError as error:
@@ -152,7 +156,7 @@ def _deliver(context: Context, held: Delivery) -> None:
 def _peer_failed(context: Context, held: Delivery, error: PeerError) -> None:
     settings = context.node.settings.jobs
     reason = f"{error.code}: {error}"
-    if not error.retry or pipeline.is_overdue(context.node, held):
+    if not error.retry or sending.is_overdue(context.node, held):
         _fail_delivery(context, held, reason)
         return
     logger.info("delivery %d again later: %s", held.id, error)
@@ -164,3 +168,21 @@ def _fail_delivery(context: Context, held: Delivery, reason: str) -> None:
     logger.error("delivery %d to %s failed: %s", held.id, held.peer, reason)
     with context.database.transaction() as connection:
         deliveries.fail(connection, held, reason)
+
+
+def index(context: Context, report_id: int) -> None:
+    """Make the final report of one study findable; what fails is nudged again by the sweep."""
+    host = context.host
+    if host is None:
+        raise TypeError("the queue gpu is served by a process without a model")
+    try:
+        indexing.index(context.database, host.model, report_id)
+    except OutOfResources as error:
+        logger.warning("report %d waits for the index: %s", report_id, error)
+    except DeviceLost:
+        logger.error("this process ends: only a new one gets a working device")
+        context.stop()
+    except InferenceError as error:
+        logger.warning("report %d waits for the index: %s", report_id, error)
+    except Exception as error:  # border: our bug
+        logger.error("report %d: bug\n%s", report_id, trace(error))

@@ -24,7 +24,11 @@ app = typer.Typer(
 )
 db_app = typer.Typer(help="The database schema.", no_args_is_help=True)
 models_app = typer.Typer(help="Report models.", no_args_is_help=True)
+reports_app = typer.Typer(help="The radiologists' final reports.", no_args_is_help=True)
+evaluate_app = typer.Typer(help="How good the drafts are.", no_args_is_help=True)
 app.add_typer(db_app, name="db")
+app.add_typer(reports_app, name="reports")
+app.add_typer(evaluate_app, name="evaluate")
 app.add_typer(models_app, name="models")
 
 Config = Annotated[
@@ -140,11 +144,14 @@ def draft(
     config: Config = None,
     output: Annotated[Path | None, typer.Option(help="Write the DICOM file here.")] = None,
     text: Annotated[bool, typer.Option("--text", help="Print it as text (default).")] = False,
+    kind: Annotated[
+        str | None, typer.Option(help="text_sr, coded_sr, pdf, ...; default: the first there is")
+    ] = None,
 ) -> None:
-    """Get a study's current draft, as DICOM or as text."""
+    """Get a study's current draft, as the object that was made or as text."""
     from dicom_node.cli import looking, wiring
 
-    looking.draft(wiring.settings(config), study_uid, output=output, text=text)
+    looking.draft(wiring.settings(config), study_uid, kind=kind, output=output, text=text)
 
 
 @app.command()
@@ -313,6 +320,43 @@ def models_demo(
     from dicom_node.cli import modelling
 
     modelling.demo(output)
+
+
+@reports_app.command("import")
+def reports_import(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...")], config: Config = None
+) -> None:
+    """Take in final reports: SR documents, HL7 messages (ORU^R01), tables (.csv)."""
+    from dicom_node.cli import reporting, wiring
+
+    reporting.take(wiring.settings(config), files)
+
+
+@reports_app.command("list")
+def reports_list(
+    config: Config = None,
+    parked: Annotated[
+        bool, typer.Option("--parked", help="Only those without a study, and why.")
+    ] = False,
+    limit: Limit = 20,
+    as_json: Json = False,
+) -> None:
+    """List final reports, newest first."""
+    from dicom_node.cli import reporting, wiring
+
+    reporting.show(wiring.settings(config), parked=parked, limit=limit, as_json=as_json)
+
+
+@evaluate_app.command("feedback")
+def evaluate_feedback(
+    config: Config = None,
+    weeks: Annotated[int | None, typer.Option(min=1, help="Only the last so many weeks.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Hold drafts against the final reports that followed, by model version and week."""
+    from dicom_node.cli import reporting, wiring
+
+    reporting.show_feedback(wiring.settings(config), weeks=weeks, as_json=as_json)
 
 
 @db_app.command()

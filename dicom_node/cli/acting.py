@@ -8,10 +8,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
-from dicom_node import deliveries, jobs, scu, studies
+from dicom_node import deliveries, destinations, jobs, scu, studies
 from dicom_node.cli import wiring
 from dicom_node.config import Settings
-from dicom_node.errors import NodeError, NotFound
+from dicom_node.errors import ConfigurationError, NodeError, NotFound
 
 
 def retry(settings: Settings, study_uid: str | None) -> None:
@@ -27,6 +27,8 @@ def retry(settings: Settings, study_uid: str | None) -> None:
 def send(settings: Settings, paths: list[Path], to: str) -> None:
     """C-STORE files; a line per failure, exit code 1 if there was one."""
     peer = wiring.peer(settings, to)
+    if peer.protocol != "dicom":
+        raise ConfigurationError(f"peer {peer.name} speaks {peer.protocol}: it takes no C-STORE")
     files = scu.files_under(paths)
     if not files:
         raise NotFound(f"no files in {', '.join(str(path) for path in paths)}")
@@ -44,7 +46,7 @@ def send(settings: Settings, paths: list[Path], to: str) -> None:
 
 
 def echo(settings: Settings, target: str) -> None:
-    """C-ECHO."""
+    """C-ECHO, or what the peer's protocol has for it."""
     peer = wiring.peer(settings, target)
-    scu.DicomPeer(peer, settings.node.ae_title).verify()
-    print(f"{peer.ae_title} at {peer.address}:{peer.port} answers")
+    destinations.open_destination(peer, settings.node.ae_title).verify()
+    print(f"{peer.place} answers")

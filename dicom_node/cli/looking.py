@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,10 +17,10 @@ from dicom_node import status as node_status
 from dicom_node.cli import tables, wiring
 from dicom_node.config import Settings
 from dicom_node.errors import NotFound
-from dicom_node.retrieval import Hit, Kind, nearest, stored
-from inference.findings import Embedding
 
 if TYPE_CHECKING:
+    from dicom_node.retrieval import Hit, Kind
+    from inference.findings import Embedding
     from inference.models import ReportModel
 
 WATCH_SECONDS = 2.0
@@ -75,22 +75,32 @@ def study(settings: Settings, study_uid: str, *, as_json: bool) -> None:
         tables.show_account(found)
 
 
-def draft(settings: Settings, study_uid: str, *, output: Path | None, text: bool) -> None:
+def draft(
+    settings: Settings, study_uid: str, *, kind: str | None, output: Path | None, text: bool
+) -> None:
     """The study's current draft: its stored bytes, or the text of those bytes."""
-    import pydicom
-
-    from dicom_node.results import text_sr
     from dicom_node.storage import Storage
 
     with wiring.database(settings).transaction() as connection:
-        found = drafts.current(connection, study_uid)
+        live = drafts.live(connection, study_uid)
+    found = next((one for one in live if kind in (None, one.kind)), None)
     if found is None:
-        raise NotFound(f"study {study_uid} has no draft; `dicom-node study {study_uid}` says why")
+        what = f"no {kind}" if live else "no draft"
+        raise NotFound(f"study {study_uid} has {what}; `dicom-node study {study_uid}` says why")
     path = Storage(settings.node.data).path(found.path)
     if output is not None:
         output.write_bytes(path.read_bytes())
     if text or output is None:
-        print(text_sr.text(pydicom.dcmread(path)))
+        print(_plain_text(found))
+
+
+def _plain_text(found: drafts.Draft) -> str:
+    """What a radiologist would read, whatever kind of object it went out as."""
+    from dicom_node.results import text_sr
+    from dicom_node.results.record import DraftRecord
+
+    of = DraftRecord.from_json(json.dumps(found.record))
+    return text_sr.text(text_sr.document(replace(of, kind="text_sr", sop_class_uid="")))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +132,8 @@ def find(settings: Settings, query: Query) -> list[Hit]:
     NotFound
         The study has no vector, or there is no such file.
     """
+    from dicom_node.retrieval import nearest, stored
+
     database = wiring.database(settings)
     if query.study is not None:
         with database.transaction() as connection:

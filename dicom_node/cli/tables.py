@@ -14,6 +14,8 @@ from rich.text import Text
 if TYPE_CHECKING:
     from dicom_node.account import Account
     from dicom_node.doctor import Check
+    from dicom_node.reports.feedback import Row
+    from dicom_node.reports.store import Report
     from dicom_node.retrieval import Hit
     from dicom_node.status import Problem, Status
     from dicom_node.studies import Study
@@ -56,6 +58,7 @@ def show_status(status: Status) -> None:
         ("studies", counts(status.studies)),
         ("jobs", counts(status.jobs)),
         ("deliveries", counts(status.deliveries)),
+        ("final reports", counts(status.reports)),
         ("storage", _free(status.free_bytes)),
     ]
     health = "healthy" if status.healthy else "NEEDS ATTENTION"
@@ -137,7 +140,10 @@ def show_account(account: Account) -> None:
     for draft in account.drafts:
         live = f"superseded by {draft.superseded_by}" if draft.superseded_by else "current"
         console.print(f"\ndraft {draft.sop_instance_uid} ({draft.kind} v{draft.version}, {live})")
-        console.print(Text(draft.text))
+        console.print(Text(draft.text or "says only that there is no draft, and why"))
+    for report in account.reports:
+        console.print(f"\nfinal report {report.id} ({report.source}, {report.verdict})")
+        console.print(Text(report.text))
     console.print()
     show(
         ("delivery to", "state", "proof", "attempts", "reason"),
@@ -162,10 +168,59 @@ def _choice(choice: Mapping[str, object] | None) -> str:
     return f"{choice['sop_instance_uid']} by rule {choice['rule']}"
 
 
+def show_reports(found: Sequence[Report]) -> None:
+    """One line a report, nothing of what it says."""
+    show(
+        ("received", "id", "source", "verdict", "state", "reason", "message or document", "study"),
+        [
+            (
+                when(one.received_at),
+                one.id,
+                one.source,
+                one.verdict,
+                one.state,
+                one.reason,
+                one.source_uid,
+                one.study_instance_uid,
+            )
+            for one in found
+        ],
+    )
+
+
+def show_feedback(rows: Sequence[Row]) -> None:
+    """One line a model version and week, then its labels."""
+    show(
+        ("week", "model", "pairs", "accepted", "edited", "rejected", "distance", "label F1"),
+        [
+            (
+                one.week,
+                f"{one.algorithm_name} {one.algorithm_version} ({one.digest[:12]})",
+                one.n,
+                one.accepted,
+                one.edited,
+                one.rejected,
+                f"{one.mean_distance:.3f} mean, {one.median_distance:.3f} median",
+                "-" if one.f1 is None else f"{one.f1:.3f}",
+            )
+            for one in rows
+        ],
+    )
+    console.print()
+    show(
+        ("week", "label", "agreed", "missed", "added", "contradicted"),
+        [
+            (one.week, label, count.agreed, count.missed, count.added, count.contradicted)
+            for one in rows
+            for label, count in one.labels.items()
+        ],
+    )
+
+
 def show_hits(hits: Sequence[Hit]) -> None:
     """Best first."""
     show(
-        ("score", "matched", "same patient", "study", "draft"),
+        ("score", "matched", "same patient", "study", "report"),
         [
             (
                 f"{hit.score:.3f}",

@@ -6,11 +6,20 @@ docs/decisions/labeler.md.
 
 from __future__ import annotations
 
-from dicom_node.labeler.reports import NAME, VERSION, Mention, findings, labels, mentions
+from dicom_node.labeler.reports import (
+    DIGEST,
+    NAME,
+    VERSION,
+    Mention,
+    findings,
+    labels,
+    mentions,
+)
 from dicom_node.labeler.scope import Presence
 from dicom_node.labeler.vocabulary import Finding, Label
 
 __all__ = [
+    "DIGEST",
     "NAME",
     "VERSION",
     "Finding",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from dicom_node.labeler import vocabulary
@@ -12,6 +14,15 @@ from dicom_node.labeler.vocabulary import LABELS, Finding, Label
 
 NAME = "dicom-node rule labeler"
 VERSION = "1"
+
+
+def _digest() -> str:
+    """SHA-256 over the rules as they are here: the labeler's "weights"."""
+    rules = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in rules)).hexdigest()
+
+
+DIGEST = _digest()
 
 _Key = TypeVar("_Key")
 

@@ -26,6 +26,9 @@ ACQUISITION_EQUIPMENT = Code("109101", "DCM", "Acquisition Equipment")  # PS3.16
 PROCESSING_EQUIPMENT = Code("109102", "DCM", "Processing Equipment")
 REPLACED_REPORT = Code("121360", "DCM", "Replaced report")  # PS3.16 CID 7009
 
+OWN_SCHEME = "99DCMNODE"  # codes of ours where no public one was verified
+_OWN_SCHEME_UID = "2.25.98954760446453203537689516120900792297"  # random; never to be changed
+
 # PS3.5 6.2, in characters.
 _LO = 64
 _ST = 1024
@@ -55,7 +58,7 @@ class SeriesKind:
     """What a kind of result object calls its series."""
 
     modality: str
-    number: int
+    number: int  #: above the site's series number base
     title: str  #: AI DRAFT, AI FINDINGS
 
 
@@ -153,7 +156,7 @@ def declare_private_schemes(ds: Dataset, of: Subject) -> None:
     }
     if used:
         ds.CodingSchemeIdentificationSequence = [
-            known.get(designator) or _scheme(designator) for designator in sorted(used)
+            known.get(designator) or _scheme(designator, of.record) for designator in sorted(used)
         ]
 
 
@@ -188,14 +191,19 @@ def printable(text: str) -> str:
 
 
 def _said(record: DraftRecord) -> Iterator[str]:
-    algorithm = record.algorithm
     yield record.findings
+    yield record.refusal.text if record.refusal else ""
     yield record.impression or ""
     yield record.history or ""
     yield record.institution_name or ""
-    yield f"{algorithm.manufacturer} {algorithm.name} {algorithm.version} {description(algorithm)}"
+    for one in _algorithms(record):
+        yield f"{one.manufacturer} {one.name} {one.version} {description(one)}"
     yield " ".join([record.history_source or "", *record.warnings])
     yield " ".join(image.rule for image in record.inputs)
+
+
+def _algorithms(record: DraftRecord) -> list[Algorithm]:
+    return [record.algorithm, *filter(None, [record.labeler])]
 
 
 def _folded(record: DraftRecord) -> DraftRecord:
@@ -242,7 +250,7 @@ def _series(ds: Dataset, of: Subject, sop_class_uid: str, series: SeriesKind) ->
     date, time = _date_and_time(of.started_at)
     ds.Modality = series.modality
     ds.SeriesInstanceUID = uids.series_instance_uid(of.record, sop_class_uid)
-    ds.SeriesNumber = series.number
+    ds.SeriesNumber = of.record.series_number_base + series.number
     ds.SeriesDate, ds.SeriesTime = date, time
     ds.InstanceCreationDate, ds.InstanceCreationTime = date, time
     ds.SeriesDescription = _series_description(of.record, series)
@@ -264,7 +272,8 @@ def _equipment(ds: Dataset, of: Subject) -> None:
     ds.SoftwareVersions = node.version
     ds.DeviceSerialNumber = node.installation_id
     _institution(ds, of)
-    ds.ContributingEquipmentSequence = [_processing(of), _acquisition(of)]
+    processing = [_processing(of, algorithm) for algorithm in _algorithms(of.record)]
+    ds.ContributingEquipmentSequence = [*processing, _acquisition(of)]
 
 
 def _institution(ds: Dataset, of: Subject) -> None:
@@ -278,8 +287,7 @@ def _fits(header: Dataset, keyword: str) -> bool:
     return source.has(header, keyword) and len(header.get_item(keyword).value) <= _LO
 
 
-def _processing(of: Subject) -> Dataset:
-    algorithm = of.record.algorithm
+def _processing(of: Subject, algorithm: Algorithm) -> Dataset:
     item = Dataset()
     item.PurposeOfReferenceCodeSequence = [code_item(PROCESSING_EQUIPMENT)]
     item.Manufacturer = printable(algorithm.manufacturer)[:_LO] or "unknown"
@@ -368,10 +376,16 @@ def _request(of: Subject, attributes: Dataset) -> Dataset:
     return item
 
 
-def _scheme(designator: str) -> Dataset:
+def _scheme(designator: str, record: DraftRecord) -> Dataset:
     item = Dataset()
     item.CodingSchemeDesignator = designator
-    item.CodingSchemeName = "Private scheme of the source images"
+    if designator == OWN_SCHEME:
+        item.CodingSchemeUID = _OWN_SCHEME_UID
+        item.CodingSchemeName = "dicom-node chest labels"
+        item.CodingSchemeVersion = "1"
+        item.CodingSchemeResponsibleOrganization = record.node.manufacturer
+    else:
+        item.CodingSchemeName = "Private scheme of the source images"
     return item
 
 

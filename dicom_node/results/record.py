@@ -13,6 +13,7 @@ from dicom_node.errors import Unreadable
 from inference.findings import Algorithm
 
 DEMO = "DEMO MODEL"
+PAGES = ("pdf", "capture")  #: kinds that show a page; also sent where a peer takes no SR
 
 # PS3.3 C.12.1.1.8: &ZZXX, from -1200 to +1400.
 TIMEZONE_OFFSET = re.compile(r"-(0\d|1[0-2])[0-5]\d|\+(0\d|1[0-4])[0-5]\d")
@@ -49,18 +50,37 @@ class Input:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LabelledFinding:
+    """What is said of one chest label (sr-draft 5.1)."""
+
+    label: str  #: CheXpert's name: Pleural Effusion
+    presence: Literal["present", "absent", "undetermined"]
+    certainty: float | None = None  #: percent; a classifier's probability, never a labeler's
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """Why a study got no draft (pixel-pipeline 2.1)."""
+
+    code: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DraftRecord:
     """What a draft says, about which study, made by whom from what."""
 
     study_instance_uid: str
-    source_header: str  #: of the first input image, see ``dicom_node.results.source``
+    #: of the first input image (status SR: of any), see ``dicom_node.results.source``
+    source_header: str
     node: Node
     algorithm: Algorithm
     started_at: AwareDatetime  #: start of the analysis; all our dates and times (PS3.3 C.17.2)
-    findings: str  #: as the model wrote them
+    findings: str  #: as the model wrote them; empty in a status SR only
     inputs: tuple[Input, ...]
     evidence: tuple[Reference, ...]  #: every image that we hold of the study, inputs included
-    kind: str = "text_sr"  #: which result object
+    kind: str = "text_sr"  #: which result object: an entry point of ``dicom_node.results``
+    sop_class_uid: str = ""  #: where a kind can be had in several SOP classes; empty: its own
     impression: str | None = None  #: only if the model wrote one
     history: str | None = None  #: the indication that the model was given
     history_source: str | None = None  #: where ``history`` was found
@@ -70,6 +90,13 @@ class DraftRecord:
     content_qualification: Literal["RESEARCH", "PRODUCT"] = "RESEARCH"
     version: int = 1  #: counts the documents of this kind that the study got
     predecessor: Reference | None = None  #: the document that this one replaces
+    labels: tuple[LabelledFinding, ...] = ()  #: in the order of CheXpert's list
+    labeler: Algorithm | None = None  #: who read ``labels`` in the text; None: the model gave them
+    refusal: Refusal | None = None  #: only in a status SR: there is no draft, and this is why
+    thumbnail: str = ""  #: base64 of a small grey JPEG of the first input, for pages
+    legacy_heading_codes: bool = False  #: the retired DCM section headings (PS3.16 CID 7001)
+    series_number_base: int = 9900  #: text SR is base + 1, coded SR base + 2, ...
+    hl7_status: Literal["R", "P"] = "R"  #: OBR-25: stored, not verified (HL7 table 0123)
 
     def __post_init__(self) -> None:
         """Refuse a record that no correct document could be made of.
@@ -87,12 +114,32 @@ class DraftRecord:
         used = [image.reference for image in self.inputs]
         return (
             (self.started_at.tzinfo is None, "started_at: needs a time zone"),
-            (not any(c.isprintable() and c != " " for c in self.findings), "findings: empty"),
-            (not used or len(set(used)) < len(used), "inputs: none, or one twice"),
+            (
+                any(c.isprintable() and c != " " for c in self.findings) == bool(self.refusal),
+                "findings: empty, or beside a refusal",
+            ),
+            (bool(used) == bool(self.refusal), "inputs: none, or beside a refusal"),
+            (len(set(used)) < len(used), "inputs: one twice"),
+            (
+                bool(self.refusal) and (self.kind != "text_sr" and self.kind not in PAGES),
+                "refusal: only a text SR or a page says that there is no draft",
+            ),
             (not set(used) <= set(self.evidence), "inputs: not all of them are in the evidence"),
             (
                 any(image.study_instance_uid != self.study_instance_uid for image in used),
                 "inputs: not all of them are of this study",
+            ),
+            (
+                any(
+                    not 0 <= one.certainty <= 100
+                    for one in self.labels
+                    if one.certainty is not None
+                ),
+                "labels: a certainty is not a percentage",
+            ),
+            (
+                len({one.label for one in self.labels}) < len(self.labels),
+                "labels: one twice",
             ),
             (
                 self.version < 1 or (self.version > 1) != (self.predecessor is not None),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import re
-import struct
+from array import array
 from collections.abc import Iterable, Iterator
 from copy import deepcopy
 from io import BytesIO
@@ -33,6 +33,8 @@ from pydicom.filereader import read_dataset
 from pydicom.filewriter import write_dataset
 from pydicom.tag import BaseTag, Tag
 from pydicom.valuerep import CUSTOMIZABLE_CHARSET_VR, PN_DELIMS, TEXT_VR_DELIMS
+
+from dicom_node.malformed import MALFORMED
 
 UTF_8 = "ISO_IR 192"
 
@@ -84,6 +86,38 @@ EQUIPMENT = (
     "SoftwareVersions",
 )
 
+#: How the image is shown: a presentation state that left one out would undo it (PS3.4 N.2).
+DISPLAY = (
+    "Rows",
+    "Columns",
+    "PhotometricInterpretation",
+    "PixelSpacing",
+    "ImagerPixelSpacing",
+    "NominalScannedPixelSpacing",
+    "PixelAspectRatio",
+    "RescaleIntercept",
+    "RescaleSlope",
+    "RescaleType",
+    "ModalityLUTSequence",
+    "WindowCenter",
+    "WindowWidth",
+    "WindowCenterWidthExplanation",
+    "VOILUTFunction",
+    "VOILUTSequence",
+    "ShutterShape",
+    "ShutterLeftVerticalEdge",
+    "ShutterRightVerticalEdge",
+    "ShutterUpperHorizontalEdge",
+    "ShutterLowerHorizontalEdge",
+    "CenterOfCircularShutter",
+    "RadiusOfCircularShutter",
+    "VerticesOfThePolygonalShutter",
+    "ShutterPresentationValue",
+)
+
+#: Overlay Type of each of the sixteen overlays that an image may have (PS3.3 C.9.2).
+OVERLAY_TYPES = tuple(Tag(group, 0x0040) for group in range(0x6000, 0x6020, 2))
+
 _READ = (
     "PatientBirthDate",
     "PatientBirthTime",
@@ -96,18 +130,11 @@ _READ = (
     "CodingSchemeIdentificationSequence",
 )
 
-# What pydicom raises when a sequence that someone sent can't be parsed.
-_MALFORMED = (
-    ArithmeticError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    struct.error,
-)
+# Dictionary's VR -> what an Implicit VR data set means by it, pixel values being unsigned.
+_WORDS = {"US": "US", "US or SS": "US", "US or OW": "OW"}
+
+# Further items are alternatives that nobody chose; a table may be 128 KiB.
+_FIRST_ONLY = ("ModalityLUTSequence", "VOILUTSequence")
 
 
 def source_header(ds: Dataset) -> str:
@@ -123,7 +150,8 @@ def source_header(ds: Dataset) -> str:
     kept = _blank(terms)
     if terms:
         kept.SpecificCharacterSet = terms
-    _keep(ds, (_tag(keyword) for keyword in (*IDENTITY, *IF_PRESENT, *EQUIPMENT, *_READ)), kept)
+    keywords = (*IDENTITY, *IF_PRESENT, *EQUIPMENT, *DISPLAY, *_READ)
+    _keep(ds, (*(_tag(keyword) for keyword in keywords), *OVERLAY_TYPES), kept)
     buffer = DicomBytesIO()
     buffer.is_implicit_VR, buffer.is_little_endian = False, True
     write_dataset(buffer, kept)
@@ -294,19 +322,33 @@ def _kept(ds: Dataset, elem: DataElement | RawDataElement) -> DataElement | RawD
     if vr == "SQ":
         return _kept_sequence(ds, elem.tag)
     if not isinstance(elem, RawDataElement):
-        return elem if vr == elem.VR else None
+        return elem if elem.VR in vr.split(" or ") else None
     if vr in CUSTOMIZABLE_CHARSET_VR or vr in ("AS", "CS", "DA", "DS", "DT", "IS", "TM", "UI"):
         return elem._replace(VR=vr)
-    return None  # numbers: their byte order may not be ours, and nothing here needs one
+    return _kept_words(elem, vr) if vr in _WORDS else None
+
+
+def _kept_words(elem: RawDataElement, vr: str) -> RawDataElement | None:
+    """Sixteen-bit numbers, in our byte order; other numbers are not needed."""
+    value = elem.value or b""
+    if len(value) % 2:
+        return None
+    if not elem.is_little_endian:
+        words = array("H", value)
+        words.byteswap()
+        value = words.tobytes()
+    ours = elem.VR if elem.VR in vr.split(" or ") else _WORDS[vr]
+    return elem._replace(VR=ours, value=value, is_little_endian=True)
 
 
 def _kept_sequence(ds: Dataset, tag: BaseTag) -> DataElement | None:
     kept = []
+    keyword = dictionary_keyword(tag)
     try:
-        for item in ds[tag].value or ():
-            if not dictionary_keyword(tag).endswith("CodeSequence") or _is_code(item):
+        for item in (ds[tag].value or ())[: 1 if keyword in _FIRST_ONLY else None]:
+            if not keyword.endswith("CodeSequence") or _is_code(item):
                 kept.append(_kept_item(item))
-    except _MALFORMED:
+    except MALFORMED:
         return None
     return DataElement(tag, "SQ", kept) if kept else None
 

@@ -8,35 +8,35 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
-from io import BytesIO
 
 from highdicom.sr import (
-    CodeContentItem,
     ContainerContentItem,
     ContentItem,
     ContentSequence,
     ImageContentItem,
     TextContentItem,
-    UIDRefContentItem,
 )
-from pydicom import Dataset, dcmwrite
+from pydicom import Dataset
 from pydicom.sr.coding import Code
 from pydicom.uid import BasicTextSRStorage
 
-from dicom_node.results import source, uids
+from dicom_node.results import context, objects
 from dicom_node.results.header import (
     SeriesKind,
     Subject,
+    code_item,
     declare_private_schemes,
     description,
     header,
+    printable,
     short_name,
     sr_document,
     subject,
 )
-from dicom_node.results.record import DraftRecord, Node
+from dicom_node.results.objects import ResultObject
+from dicom_node.results.record import DraftRecord, Refusal
 
-SERIES = SeriesKind(modality="SR", number=9901, title="AI DRAFT")
+SERIES = SeriesKind(modality="SR", number=1, title="AI DRAFT")
 
 # PS3.16 TID 2000, CID 7001 (headings: LOINC, the older DCM ones are retired), CID 7002 (elements).
 REPORT = Code("18748-4", "LN", "Diagnostic Imaging Report")
@@ -49,46 +49,35 @@ IMPRESSION = Code("121073", "DCM", "Impression")
 PROCEDURES = Code("55111-9", "LN", "Current Procedure Descriptions")
 PROCEDURE = Code("121065", "DCM", "Procedure Description")
 BEST_ILLUSTRATION = Code("121080", "DCM", "Best illustration of finding")
-PROCEDURE_REPORTED = Code("121058", "DCM", "Procedure reported")
-# PS3.16 TID 1204, CID 5000.
-LANGUAGE = Code("121049", "DCM", "Language of Content Item and Descendants")
-ENGLISH = Code("en-US", "RFC5646", "English (United States)")
-# PS3.16 TID 1002 and TID 1004.
-OBSERVER_TYPE = Code("121005", "DCM", "Observer Type")
-DEVICE = Code("121007", "DCM", "Device")
-DEVICE_UID = Code("121012", "DCM", "Device Observer UID")
-DEVICE_NAME = Code("121013", "DCM", "Device Observer Name")
-DEVICE_MANUFACTURER = Code("121014", "DCM", "Device Observer Manufacturer")
-DEVICE_MODEL = Code("121015", "DCM", "Device Observer Model Name")
-DEVICE_SERIAL = Code("121016", "DCM", "Device Observer Serial Number")
 
-_RETIRED_SCHEMES = ("SRT", "SNM3", "99SDM")  # PS3.16 8.1: SNOMED-RT identifiers
+# The headings' codes before CID 7001 took LOINC's: retired, for viewers that know only them.
+_LEGACY_HEADINGS = {
+    SUMMARY: Code("121111", "DCM", "Summary"),
+    REQUEST: Code("121062", "DCM", "Request"),
+    FINDINGS: Code("121070", "DCM", "Findings"),
+    IMPRESSIONS: Code("121072", "DCM", "Impressions"),
+    PROCEDURES: Code("121064", "DCM", "Current Procedure Descriptions"),
+}
 
 
-def encode(record: DraftRecord, *, sop_class: str = BasicTextSRStorage) -> Dataset:
+def encode(record: DraftRecord) -> ResultObject:
+    """Return the draft as a Part 10 file; pure."""
+    return objects.from_dataset(document(record))
+
+
+def document(record: DraftRecord) -> Dataset:
     """Return the draft as an SR document, with file meta; pure.
 
-    Parameters
-    ----------
-    record
-        What to say. Equal records give equal bytes (:func:`to_bytes`).
-    sop_class
-        Basic Text SR, or Enhanced or Comprehensive SR for peers that want one of those; each
-        gives a SOP Instance UID of its own.
+    The record's ``sop_class_uid`` may ask for Enhanced or Comprehensive SR, for peers that want
+    one of those; each gives a SOP Instance UID of its own. A record with a refusal gives the
+    status SR: the same document without findings, which says why there is no draft.
     """
     of = subject(record)
-    ds = header(of, sop_class, SERIES)
+    ds = header(of, record.sop_class_uid or BasicTextSRStorage, SERIES)
     ds.update(sr_document(of))
     ds.update(_tree(of))
     declare_private_schemes(ds, of)
     return ds
-
-
-def to_bytes(ds: Dataset) -> bytes:
-    """Return the document as a Part 10 file."""
-    buffer = BytesIO()
-    dcmwrite(buffer, ds, enforce_file_format=True)
-    return buffer.getvalue()
 
 
 def text(ds: Dataset) -> str:
@@ -100,72 +89,43 @@ def text(ds: Dataset) -> str:
 def _plain_section(section: Dataset) -> str:
     texts = [str(item.TextValue) for item in section.ContentSequence if "TextValue" in item]
     name = section.ConceptNameCodeSequence[0]
-    heading = [] if name.CodeValue == SUMMARY.value else [str(name.CodeMeaning).upper()]
+    summaries = (SUMMARY.value, _LEGACY_HEADINGS[SUMMARY].value)
+    heading = [] if name.CodeValue in summaries else [str(name.CodeMeaning).upper()]
     return "\n".join([*heading, *texts])
 
 
 def _tree(of: Subject) -> Dataset:
     record = of.record
     root = ContainerContentItem(REPORT, is_content_continuous=False, template_id="2000")
-    children: list[ContentItem] = [*_context(of), _section(SUMMARY, [(SUMMARY, _banner(record))])]
+    narrative = [(FINDING, paragraph) for paragraph in paragraphs(record.findings)]
+    impression = [(IMPRESSION, paragraph) for paragraph in paragraphs(record.impression or "")]
     request = _clean(record.history or "").strip()
-    if request:
-        children.append(_section(REQUEST, [(REQUEST, request)]))
-    children.append(_findings(record))
-    impression = [(IMPRESSION, paragraph) for paragraph in _paragraphs(record.impression or "")]
-    if impression:
-        children.append(_section(IMPRESSIONS, impression, continuous=True))
-    children.append(_section(PROCEDURES, [(PROCEDURE, _provenance(of))]))
-    root.ContentSequence = ContentSequence(children)
+    sections = [
+        _section(SUMMARY, [(SUMMARY, banner(record))]),
+        _section(REQUEST, [(REQUEST, request)] if request else []),
+        # CONTINUOUS: OHIF does not wrap a "Finding" in a SEPARATE container.
+        _inferred(_section(FINDINGS, narrative, continuous=True), record),
+        _section(IMPRESSIONS, impression, continuous=True),
+        _section(PROCEDURES, [(PROCEDURE, provenance(of))]),
+    ]
+    filled = [section for section in sections if len(section.ContentSequence)]
+    root.ContentSequence = ContentSequence([*_context(of), *filled])
+    _set_headings(root, legacy=record.legacy_heading_codes)
     return root
 
 
 def _context(of: Subject) -> list[ContentItem]:
+    procedure = context.source_procedure(of.source)
     return [
-        *_procedure_reported(of.source),
-        CodeContentItem(LANGUAGE, ENGLISH, "HAS CONCEPT MOD"),
-        *_observer(of.record.node),
+        *([context.procedure_reported(procedure)] if procedure else []),
+        context.language(),
+        *context.observer(of.record.node),
     ]
 
 
-def _observer(node: Node) -> list[ContentItem]:
-    """PS3.16 TID 1001 to 1004: a device observed, no person did."""
-    names = (
-        (DEVICE_NAME, node.ae_title),
-        (DEVICE_MANUFACTURER, node.manufacturer),
-        (DEVICE_MODEL, node.model_name),
-        (DEVICE_SERIAL, node.installation_id),
-    )
-    uid = uids.node_uid(node.installation_id)
-    return [
-        CodeContentItem(OBSERVER_TYPE, DEVICE, "HAS OBS CONTEXT"),
-        UIDRefContentItem(DEVICE_UID, uid, "HAS OBS CONTEXT"),
-        *(TextContentItem(name, value, "HAS OBS CONTEXT") for name, value in names),
-    ]
-
-
-def _procedure_reported(header: Dataset) -> list[ContentItem]:
-    """Return the source's first procedure code, if it is a complete and current one."""
-    for item in source.items(header, "ProcedureCodeSequence")[:1]:
-        value = source.plain(item, "CodeValue")
-        scheme = source.plain(item, "CodingSchemeDesignator")
-        version = source.plain(item, "CodingSchemeVersion") or None
-        meaning = str(item.get("CodeMeaning") or "")
-        # PS3.3 8.8: SH and LO; a longer value would be a Long Code Value.
-        complete = 0 < len(value) <= 16 and 0 < len(scheme) <= 16 and 0 < len(meaning) <= 64
-        writable = source.encodes(source.character_set(header), meaning)
-        if complete and writable and scheme not in _RETIRED_SCHEMES:
-            code = Code(value, scheme, meaning, version)
-            return [CodeContentItem(PROCEDURE_REPORTED, code, "HAS CONCEPT MOD")]
-    return []
-
-
-def _findings(record: DraftRecord) -> ContentItem:
-    paragraphs = [(FINDING, paragraph) for paragraph in _paragraphs(record.findings)]
-    # CONTINUOUS: OHIF does not wrap a "Finding" in a SEPARATE container.
-    section = _section(FINDINGS, paragraphs, continuous=True)
+def _inferred(section: ContentItem, record: DraftRecord) -> ContentItem:
+    """Name the images below each text, never beside it: OHIF prints an error for those."""
     for item in section.ContentSequence:
-        # Below the text and never beside it: OHIF prints an error for an IMAGE in a section.
         item.ContentSequence = [
             ImageContentItem(
                 BEST_ILLUSTRATION,
@@ -187,7 +147,27 @@ def _section(
     return section
 
 
-def _banner(record: DraftRecord) -> str:
+def _set_headings(root: Dataset, *, legacy: bool) -> None:
+    if not legacy:
+        return
+    retired = {code.value: code_item(old) for code, old in _LEGACY_HEADINGS.items()}
+    for item in (*root.ContentSequence, *(c for s in root.ContentSequence for c in _below(s))):
+        value = item.ConceptNameCodeSequence[0].CodeValue
+        if value in retired:
+            item.ConceptNameCodeSequence = [retired[value]]
+
+
+def _below(item: Dataset) -> Sequence[Dataset]:
+    return item.get("ContentSequence") or ()
+
+
+def banner(record: DraftRecord) -> str:
+    """Return what every reader must see first: a draft by a machine, or none at all and why."""
+    if record.refusal:
+        return (
+            f"AI-GENERATED DRAFT NOT PRODUCED - NOT FOR DIAGNOSIS: {_reason(record.refusal)}. "
+            "A radiologist must read this study as usual."
+        )
     return (
         "AI-GENERATED DRAFT - NOT FOR DIAGNOSIS. Unverified output of "
         f"{short_name(record.algorithm, 64)}. "
@@ -195,7 +175,12 @@ def _banner(record: DraftRecord) -> str:
     )
 
 
-def _provenance(of: Subject) -> str:
+def _reason(refusal: Refusal) -> str:
+    return f"{refusal.code} ({printable(refusal.text)})"
+
+
+def provenance(of: Subject) -> str:
+    """Return who made the draft, when, with what and from which images."""
     record = of.record
     node, algorithm = record.node, record.algorithm
     images = [image.reference.sop_instance_uid for image in record.inputs]
@@ -204,15 +189,20 @@ def _provenance(of: Subject) -> str:
     sentences = [
         f"Generated {start} by {node.model_name} {node.version}",
         f"Model {model}; {description(algorithm, digits=12)}",
-        f"Input image(s): {', '.join(images)}",
-        f"Chosen by: {', '.join(dict.fromkeys(image.rule for image in record.inputs))}",
+        f"Input image(s): {', '.join(images) or 'none'}",
     ]
+    if images:
+        rules = dict.fromkeys(image.rule for image in record.inputs)
+        sentences.append(f"Chosen by: {', '.join(rules)}")
     if record.history and record.history_source:
         sentences.append(f"Request from: {record.history_source}")
+    if record.labeler:
+        sentences.append(f"Labels by {record.labeler.name} {record.labeler.version}")
     return _clean(". ".join([*sentences, *record.warnings]) + ".")
 
 
-def _paragraphs(narrative: str) -> Sequence[str]:
+def paragraphs(narrative: str) -> Sequence[str]:
+    """Return the paragraphs of a text, without control characters but CR, LF and TAB."""
     parts = (part.strip() for part in re.split(r"\n\s*\n", _clean(narrative)))
     return [part for part in parts if part]
 

@@ -43,10 +43,18 @@ def series_instance_uid(record: DraftRecord, sop_class_uid: str) -> UID:
     return _derive(f"series of {record.kind}", *_name(record, sop_class_uid))
 
 
+def tracking_uid(record: DraftRecord, name: str) -> UID:
+    """Return the UID of what ``name`` is said about (PS3.16 TID 1501); one for all SOP classes."""
+    return _derive(f"tracking of {record.kind}", name, *_name(record, ""))
+
+
 def _name(record: DraftRecord, sop_class_uid: str) -> tuple[object, ...]:
     # The version is part of it: should the choice of images go back to an earlier one, the new
     # document must not get that one's UID, for its predecessor differs (PS3.5 9).
-    content = [record.findings, record.impression, record.history, record.version]
+    content: list[object] = [record.findings, record.impression, record.history, record.version]
+    content += [[one.label, one.presence, _number(one.certainty)] for one in record.labels]
+    content += [device_uid(record.labeler)] if record.labeler else []
+    content += [[record.refusal.code, record.refusal.text]] if record.refusal else []
     return (
         sop_class_uid,
         record.study_instance_uid,
@@ -54,3 +62,8 @@ def _name(record: DraftRecord, sop_class_uid: str) -> tuple[object, ...]:
         sorted(image.reference.sop_instance_uid for image in record.inputs),
         hashlib.sha256(json.dumps(content).encode()).hexdigest(),
     )
+
+
+def _number(value: float | None) -> float | None:
+    # 91 comes back from the stored record as 91.0, which JSON writes as another text.
+    return None if value is None else float(value)

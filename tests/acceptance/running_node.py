@@ -62,9 +62,19 @@ sweep_seconds = {SWEEP_SECONDS}
 first_retry_seconds = 1
 longest_retry_seconds = 2
 
+[reports]
+hl7_host = "127.0.0.1"
+hl7_port = {{hl7_port}}
+
 [[peers]]
 name = "modality"
 ae_title = "{MODALITY}"
+host = "127.0.0.1"
+roles = ["source"]
+
+[[peers]]
+name = "ris"
+protocol = "hl7"
 host = "127.0.0.1"
 roles = ["source"]
 
@@ -108,7 +118,11 @@ class RunningNode:
         self.data = home / "data"
         self.file = home / "dicom-node.toml"
         text = _CONFIG.format(
-            port=free_port(), data=self.data, pacs_title=pacs_title, pacs_port=pacs_port
+            port=free_port(),
+            hl7_port=free_port(),
+            data=self.data,
+            pacs_title=pacs_title,
+            pacs_port=pacs_port,
         )
         self.file.write_text(text, "utf-8")
         self.settings: Settings = config.load(self.file, {}, {})

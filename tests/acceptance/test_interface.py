@@ -1,13 +1,9 @@
-"""The JSON documents have the shapes that interface.md fixes; ``status`` is quick and light."""
+"""The JSON documents have the shapes that interface.md fixes; ``status`` is light."""
 
 from __future__ import annotations
 
-import json
-import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +12,6 @@ import pytest
 from dicom_node import scu
 from tests.acceptance import phantoms
 from tests.acceptance.running_node import MODALITY, RunningNode
-
-BUSY = 4.0  # load average from which a wall-clock time says nothing about us
 
 # A list holds the shape of its items. More keys may be there than are named.
 STATUS: dict[str, Any] = {
@@ -125,7 +119,7 @@ def test_status_has_its_shape(study: str, node: RunningNode) -> None:
     assert found["jobs"]["drafted"] >= 1
     assert found["deliveries"]["delivered"] >= 1
     assert len(found["workers"]) == 2
-    assert {one["name"] for one in found["peers"]} == {"modality", "pacs"}
+    assert {one["name"] for one in found["peers"]} == {"modality", "pacs", "ris"}
     assert "STRANGER" in {one["calling_ae_title"] for one in found["refused_associations"]}
 
 
@@ -158,7 +152,7 @@ def test_search_has_its_shape(study: str, node: RunningNode) -> None:
     assert study not in {one["study_instance_uid"] for one in found["hits"]}
 
 
-def test_status_imports_neither_torch_nor_pynetdicom(study: str, node: RunningNode) -> None:
+def test_status_imports_nothing_that_takes_long(study: str, node: RunningNode) -> None:
     program = (
         "import sys, json\n"
         "from dicom_node.cli import app\n"
@@ -175,21 +169,5 @@ def test_status_imports_neither_torch_nor_pynetdicom(study: str, node: RunningNo
     )
     modules = set(done.stdout.splitlines()[-1].split())
     assert "dicom_node.status" in modules
-    assert modules.isdisjoint({"torch", "pynetdicom"})
-
-
-def test_status_answers_within_a_second(
-    study: str, node: RunningNode, say: Callable[[str], None]
-) -> None:
-    load = os.getloadavg()[0]
-    if load > BUSY:
-        pytest.skip(f"load average is {load:.1f}: a wall-clock time would say nothing")
-    best = min(_seconds(node) for _ in range(5))
-    say(f"status --json: best of 5 {best:.2f} s, load average {load:.1f}")
-    assert best < 1.0
-
-
-def _seconds(node: RunningNode) -> float:
-    started = time.monotonic()
-    assert json.loads(node.cli("status", "--json").stdout)["database"]["up"]
-    return time.monotonic() - started
+    # The heavy ones: 0.6 s and more each. How long it takes is `bench/status.py`'s business.
+    assert modules.isdisjoint({"torch", "pynetdicom", "pydicom", "alembic", "highdicom"})

@@ -11,7 +11,9 @@ from dicom_node import account, deliveries, jobs
 from dicom_node.config import Peer
 from dicom_node.db import Database
 from dicom_node.errors import NotFound
+from dicom_node.reports.final import Claim
 from tests.conftest import DraftFactory, JobFactory, StudyFactory
+from tests.dicom_node.reports.made import final, kept
 from tests.dicom_node.states import MINUTE, claimed
 
 CHOICE = {"sop_instance_uid": "1.2.3", "rule": "2.2-1/PA+2.3-only"}
@@ -138,3 +140,35 @@ def test_a_refusal_is_a_choice(database: Database, job_factory: JobFactory) -> N
     assert document(database, held.study_instance_uid)["choice"] == {
         "refusal": {"code": "NOT_CHEST", "text": "nothing says chest"}
     }
+
+
+REPORT = {"source", "source_uid", "state", "verdict", "verified_at", "text", "sections"}
+
+
+def test_a_reported_study_holds_the_draft_against_the_report(
+    database: Database, draft_factory: DraftFactory
+) -> None:
+    draft = draft_factory(text="Small left pleural effusion.")
+    claim = Claim(study_instance_uid=draft.study_instance_uid)
+    kept(database, final("Clear.", claim=claim))
+    kept(database, final("Left pleural effusion.", verdict="corrected", claim=claim))
+    first, second = document(database, draft.study_instance_uid)["reports"]
+    assert set(first) >= REPORT
+    assert (first["text"], first["current"]) == ("Clear.", False)
+    assert (second["verdict"], second["state"], second["current"]) == ("corrected", "matched", True)
+    assert "comparison" not in first
+    comparison = second["comparison"]
+    assert comparison["draft_uid"] == draft.sop_instance_uid
+    assert (comparison["outcome"], comparison["distance"]) == ("edited", 0.25)
+    assert comparison["agreed"] == ["Pleural Effusion"]
+
+
+def test_a_report_without_a_draft_before_it_is_compared_with_nothing(
+    database: Database, study_factory: StudyFactory, draft_factory: DraftFactory
+) -> None:
+    uid = study_factory()
+    kept(database, final("Clear.", claim=Claim(study_instance_uid=uid)))
+    draft_factory(study_instance_uid=uid)
+    (report,) = document(database, uid)["reports"]
+    assert report["current"]
+    assert "comparison" not in report

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from dicom_node.config import PREFIX, Jobs, Peer, Settings, environment, load
+from dicom_node.config import KINDS, PREFIX, Jobs, Peer, Settings, environment, load
 from dicom_node.errors import ConfigurationError
 
 #: Every key of interface.md, and its default there.
@@ -278,7 +278,7 @@ def test_one_matching_name_of_a_caller_is_enough() -> None:
     [
         pytest.param("10.0.0.0/24", "a destination needs a host", id="network"),
         pytest.param(["10.0.0.0/24", "10.0.0.5"], "a destination needs a host", id="network-first"),
-        pytest.param([], "at least 1 item", id="none"),
+        pytest.param([], "needs a host", id="none"),
         pytest.param("", "at least 1 character", id="empty"),
     ],
 )
@@ -290,7 +290,7 @@ def test_a_destination_without_a_host_is_an_error(host: str | list[str], why: st
 
 def test_a_peer_without_a_host_is_an_error() -> None:
     without = {key: value for key, value in PEER.items() if key != "host"}
-    with pytest.raises(ConfigurationError, match=r"peers\.0\.host: Field required"):
+    with pytest.raises(ConfigurationError, match=r"peer pacs: needs a host"):
         load(None, {"DICOM_NODE_PEERS": json.dumps([without])}, {})
 
 
@@ -388,3 +388,58 @@ def test_what_the_parent_decided_beats_the_childs_own_file(tmp_path: Path) -> No
     file = written(tmp_path, f'[node]\nport = 2000\n[broker]\nurl_file = "{tmp_path / "url"}"\n')
     ours = load(file, {}, {"node.port": 3000, "broker.url": "redis://now"})
     assert load(file, environment(ours), {}) == ours
+
+
+# -- peers of other protocols ----------------------------------------------------------------------
+
+RIS = {"name": "ris", "protocol": "hl7", "host": "10.0.0.6", "roles": ["destination"]}
+EHR = {"name": "ehr", "protocol": "fhir", "url": "https://ehr/fhir", "roles": ["destination"]}
+MESSAGES = {"DICOM_NODE_RESULTS__HL7": "true", "DICOM_NODE_RESULTS__FHIR": "true"}
+
+
+def test_each_kind_of_result_goes_to_the_peers_that_speak_its_protocol() -> None:
+    settings = load(None, {**MESSAGES, "DICOM_NODE_PEERS": json.dumps([PEER, RIS, EHR])}, {})
+    names = {kind: [one.name for one in settings.destinations(kind)] for kind in KINDS}
+    assert names.pop("hl7") == ["ris"]
+    assert names.pop("fhir") == ["ehr"]
+    assert list(names.values()) == [["pacs"]] * len(names)
+    again = load(None, environment(settings), {})
+    assert again == settings
+
+
+def test_the_first_kind_that_is_made_stands_for_the_draft() -> None:
+    assert load(None, {}, {}).results.kinds == ("text_sr",)
+    environ = {"DICOM_NODE_RESULTS__TEXT_SR": "false", "DICOM_NODE_RESULTS__PDF": "true"}
+    assert load(None, environ, {}).results.kinds == ("pdf",)
+
+
+@pytest.mark.parametrize("peer_of", [RIS, EHR], ids=["hl7", "fhir"])
+def test_a_peer_that_nothing_is_made_for_is_an_error(peer_of: dict[str, object]) -> None:
+    with pytest.raises(ConfigurationError, match=r"nothing is made for it: set results\."):
+        load(None, {"DICOM_NODE_PEERS": json.dumps([peer_of])}, {})
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        pytest.param({"protocol": "dicom"}, "needs an ae_title", id="dicom without title"),
+        pytest.param({"protocol": "fhir"}, 'needs url = "https', id="fhir without url"),
+        pytest.param({"host": []}, "needs a host", id="hl7 without host"),
+        pytest.param({"proof": "find"}, "HL7 has no query", id="hl7 with proof"),
+        pytest.param(
+            {**EHR, "proof": "commitment"}, "FHIR has no commitment", id="fhir with commitment"
+        ),
+        pytest.param({**EHR, "roles": ["source"]}, "needs url", id="fhir as a source"),
+    ],
+)
+def test_a_peer_says_what_its_protocol_needs(change: dict[str, object], why: str) -> None:
+    environ = {**MESSAGES, "DICOM_NODE_PEERS": json.dumps([{**RIS, **change}])}
+    with pytest.raises(ConfigurationError, match=why):
+        load(None, environ, {})
+
+
+def test_the_fallback_is_a_list_in_a_variable_too() -> None:
+    environ = {"DICOM_NODE_RESULTS__FALLBACK": '["capture"]'}
+    assert load(None, environ, {}).results.fallback == ("capture",)
+    with pytest.raises(ConfigurationError, match="not valid JSON"):
+        load(None, {"DICOM_NODE_RESULTS__FALLBACK": "capture"}, {})

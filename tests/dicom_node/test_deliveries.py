@@ -89,7 +89,7 @@ def test_a_delivery_goes_its_way(database: Database, draft_factory: DraftFactory
     assert (held.peer, held.draft_uid) == ("pacs", draft.sop_instance_uid)
     assert held.study_instance_uid == draft.study_instance_uid
     with database.transaction() as connection:
-        deliveries.sent(connection, held, None)
+        deliveries.sent(connection, held, held.draft_uid, None)
         deliveries.delivered(connection, held, "find")
     (ended,) = of(database, draft)
     assert (ended.state, ended.proof, ended.reason) == ("delivered", "find", None)
@@ -114,7 +114,7 @@ def test_a_claimed_delivery_can_be_claimed_when_its_lease_is_over(
 
 
 STEPS: dict[str, Callable[[Connection, Delivery], None]] = {
-    "sent": lambda connection, held: deliveries.sent(connection, held, None),
+    "sent": lambda connection, held: deliveries.sent(connection, held, held.draft_uid, None),
     "delivered": lambda connection, held: deliveries.delivered(connection, held, "none"),
     "unproven": lambda connection, held: deliveries.unproven(connection, held, MINUTE, "why"),
     "retry": lambda connection, held: deliveries.retry_later(connection, held, MINUTE, "why"),
@@ -148,7 +148,7 @@ def test_an_object_the_peer_has_confirmed_is_not_forgotten_when_the_sender_dies(
     (delivery_id,) = create(database, draft_factory())
     held = claimed(database, delivery_id)
     with database.transaction() as connection:
-        deliveries.sent(connection, held, None)
+        deliveries.sent(connection, held, held.draft_uid, None)
     expire(database, db.delivery, delivery_id)
     assert claimed(database, delivery_id).sent_at is not None
 
@@ -210,11 +210,11 @@ def test_unsent_deliveries_of_a_superseded_draft_are_dropped(
     with database.transaction() as connection:
         held = deliveries.claim(connection, unproven, lease=MINUTE, worker="net")
         assert held is not None
-        deliveries.sent(connection, held, None)
+        deliveries.sent(connection, held, held.draft_uid, None)
         deliveries.retry_later(connection, held, NOTHING, "the peer can't be asked")
         held = deliveries.claim(connection, arrived, lease=MINUTE, worker="net")
         assert held is not None
-        deliveries.sent(connection, held, None)
+        deliveries.sent(connection, held, held.draft_uid, None)
         deliveries.delivered(connection, held, "none")
         deliveries.drop_unsent(connection, draft.sop_instance_uid, "superseded by 1.2")
     assert {one.id: one.state for one in of(database, draft)} == {
@@ -235,7 +235,7 @@ def test_failed_deliveries_start_from_scratch_when_a_person_wants_them_again(
         held = claimed(database, one)
         with database.transaction() as connection:
             connection.execute(sa.update(db.delivery).values(created_at=func.now() - 2 * MINUTE))
-            deliveries.sent(connection, held, None)
+            deliveries.sent(connection, held, held.draft_uid, None)
             deliveries.fail(connection, held, "not proven by find within 24 hours")
     with database.transaction() as connection:
         again = deliveries.requeue(connection, study_instance_uid=draft.study_instance_uid)

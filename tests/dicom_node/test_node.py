@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -13,16 +15,29 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import func
 
-from dicom_node import db, deliveries, heartbeats, jobs, studies
+from dicom_node import associations, db, deliveries, heartbeats, jobs, studies
 from dicom_node.config import Node as NodeSettings
-from dicom_node.config import Peer, Settings, Study
+from dicom_node.config import Peer, Reports, Settings, Study
 from dicom_node.db import Database
-from dicom_node.errors import OutOfResources
+from dicom_node.errors import OutOfResources, PeerError
+from dicom_node.mllp import MllpPeer
 from dicom_node.node import Node
+from dicom_node.reports import store
 from dicom_node.status import snapshot
 from dicom_node.storage import Storage
-from tests.conftest import PATIENCE, DraftFactory, StoredInstanceFactory
+from tests.conftest import BASIC_TEXT_SR, PATIENCE, DraftFactory, StoredInstanceFactory
 from tests.dicom_node.network import association, encoded, header, send_raw
+from tests.dicom_node.reports.documents import (
+    DOCUMENT,
+    FINDING,
+    FINDINGS,
+    STUDY,
+    container,
+    document,
+    text,
+)
+from tests.dicom_node.reports.made import identity
+from tests.dicom_node.reports.test_intake import message
 from tests.dicom_node.states import claimed, expire
 
 MODALITY = Peer(
@@ -161,6 +176,88 @@ def test_a_broker_that_is_away_is_tried_once_a_tick(
     workers.broker_up = False
     node.tick()
     assert len(workers.woken) == 1
+
+
+# -- final reports ---------------------------------------------------------------------------------
+
+
+def test_a_tick_takes_a_received_report_and_wakes_a_worker_for_it(
+    node: Node, workers: Workers, stored_instance: StoredInstanceFactory
+) -> None:
+    image = stored_instance(
+        study_instance_uid=STUDY, identity=identity("MRN0012345", issuer="GENHOSP")
+    )
+    report = document(container(FINDINGS, text(FINDING, "Small effusion.")))
+    kept = node.storage.keep_instance(
+        study_instance_uid=STUDY,
+        sop_instance_uid=DOCUMENT,
+        sop_class_uid=BASIC_TEXT_SR,
+        transfer_syntax_uid="1.2.840.10008.1.2.1",
+        data_set=encoded(report),
+    )
+    came = {"study_instance_uid": STUDY, "sop_class_uid": BASIC_TEXT_SR, **kept._asdict()}
+    node.register(stored_instance(sop_instance_uid=DOCUMENT, **came))
+    node.tick()
+    assert reports(node) == [("parked", None)]
+    node.register(image)
+    node.tick()
+    assert reports(node) == [("matched", STUDY)]
+    node.tick()
+    assert ("worker.index", 1) in workers.woken
+    node.tick()
+    assert workers.woken.count(("worker.index", 1)) == 1
+
+
+def reports(node: Node) -> list[tuple[str, str | None]]:
+    with node.database.transaction() as connection:
+        found = store.newest(connection, state=None, limit=9)
+    return [(one.state, one.study_instance_uid) for one in found]
+
+
+def test_a_served_node_takes_hl7_messages_from_its_hl7_peers_only(
+    database: Database, tmp_path: Path, workers: Workers, caplog: pytest.LogCaptureFixture
+) -> None:
+    ris = Peer(name="ris", protocol="hl7", host=("127.0.0.1",), roles=("source",))
+    file = tmp_path / "report.hl7"
+    file.write_bytes(message())
+    for peers, taken in (((MODALITY,), False), ((ris,), True)):
+        node = node_of(database, tmp_path / "data", workers)
+        served = Reports(hl7_host="127.0.0.1", hl7_port=free_port())
+        settings = node.settings.model_copy(update={"peers": peers, "reports": served})
+        with serving(replace(node, settings=settings), caplog):
+            us = Peer(name="us", protocol="hl7", host=("127.0.0.1",), port=served.hl7_port)
+            if taken:
+                assert MllpPeer(us, "US").send(file) == 0
+            else:
+                with pytest.raises(PeerError):
+                    MllpPeer(us, "US").send(file)
+        assert len(reports(node)) == int(taken)
+    with database.transaction() as connection:
+        (refused,) = associations.latest(connection)
+    assert (refused.calling_ae_title, refused.address) == ("HL7", "127.0.0.1")
+
+
+@contextmanager
+def serving(node: Node, caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """The node serves, in a thread, until the block ends."""
+    stop = threading.Event()
+    thread = threading.Thread(target=node.serve, args=(stop,))
+    caplog.clear()
+    with caplog.at_level("INFO", "dicom_node.node"):
+        thread.start()
+        try:
+            wait_until(lambda: "listens on port" in caplog.text)
+            yield
+        finally:
+            stop.set()
+            thread.join(PATIENCE)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
 
 
 # -- registering -----------------------------------------------------------------------------------

@@ -8,9 +8,13 @@ import pytest
 from dicom_node import retrieval
 from dicom_node.db import Database
 from dicom_node.drafts import Draft
+from dicom_node.reports import store
+from dicom_node.reports.final import Claim
+from dicom_node.reports.matching import Outcome
 from dicom_node.retrieval import Hit, Kind
 from inference.findings import Embedding, FloatVector
 from tests.conftest import DraftFactory, StudyFactory
+from tests.dicom_node.reports.made import final, kept, row
 
 DIMENSIONS = 16
 
@@ -140,3 +144,77 @@ def test_a_stored_vector_comes_back_as_it_was(
     assert found.digest == "model"
     assert found.vector.dtype == np.float32
     assert np.array_equal(found.vector, embedding(7).vector)
+
+
+# -- final reports ---------------------------------------------------------------------------------
+
+
+def report(database: Database, uid: str, text: str, vector: Embedding) -> int:
+    """A final report of that study, indexed."""
+    found = kept(database, final(text, claim=Claim(study_instance_uid=uid)))
+    with database.transaction() as connection:
+        retrieval.drop_final(connection, uid)
+        retrieval.write_final(connection, uid, found.id, vector)
+    return found.id
+
+
+def test_a_final_report_stands_for_the_drafts_text_and_not_for_the_image(
+    database: Database, draft_factory: DraftFactory
+) -> None:
+    draft = draft_factory()
+    write(database, draft, embedding(1), "image")
+    write(database, draft, embedding(2), "report")
+    report(database, draft.study_instance_uid, "Final.", embedding(3))
+    (hit,) = nearest(database, embedding(3), kind="report")
+    assert (hit.study_instance_uid, hit.kind, hit.text) == (
+        draft.study_instance_uid,
+        "report",
+        "Final.",
+    )
+    assert hit.score == pytest.approx(1)
+    (hit,) = nearest(database, embedding(1), kind="image")
+    assert hit.text == draft.text
+
+
+def test_other_studies_keep_their_drafts_and_the_best_comes_first(
+    database: Database, draft_factory: DraftFactory
+) -> None:
+    reported, drafted = draft_factory(), draft_factory()
+    for draft in (reported, drafted):
+        write(database, draft, embedding(2), "report")
+    report(database, reported.study_instance_uid, "Final.", embedding(3))
+    assert [hit.text for hit in nearest(database, embedding(3), kind="report")] == [
+        "Final.",
+        drafted.text,
+    ]
+
+
+def test_a_final_report_in_another_models_space_does_not_hide_the_draft(
+    database: Database, draft_factory: DraftFactory
+) -> None:
+    draft = draft_factory()
+    write(database, draft, embedding(2), "report")
+    report(database, draft.study_instance_uid, "Final.", embedding(3, digest="other"))
+    (hit,) = nearest(database, embedding(2), kind="report")
+    assert hit.text == draft.text
+
+
+def test_a_report_that_left_the_study_is_not_found_and_the_draft_is_again(
+    database: Database, draft_factory: DraftFactory
+) -> None:
+    draft = draft_factory()
+    write(database, draft, embedding(2), "report")
+    report_id = report(database, draft.study_instance_uid, "Final.", embedding(3))
+    with database.transaction() as connection:
+        parked = Outcome(state="parked", reason="another patient's")
+        store.settle(connection, row(database, report_id), parked)
+    assert [hit.text for hit in nearest(database, embedding(3), kind="report")] == [draft.text]
+
+
+def test_a_later_final_report_takes_the_earlier_ones_place(
+    database: Database, draft_factory: DraftFactory
+) -> None:
+    uid = draft_factory().study_instance_uid
+    report(database, uid, "First.", embedding(1))
+    report(database, uid, "Second.", embedding(2))
+    assert [hit.text for hit in nearest(database, embedding(1), kind="report")] == ["Second."]

@@ -16,6 +16,8 @@ import pydicom
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydicom.config import IGNORE
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 from pydicom.uid import (
@@ -33,7 +35,7 @@ from dicom_node import scp
 from dicom_node.config import Peer
 from dicom_node.errors import CannotUnderstand, ConfigurationError, OutOfResources
 from dicom_node.scp import TRANSFER_SYNTAXES, Header, Listener, read_header, refusal_of
-from dicom_node.storage import Storage, StoredInstance
+from dicom_node.storage import Identity, Storage, StoredInstance, identity_key
 from tests.dicom_node.network import (
     CONTEXT,
     DIGITAL_X_RAY,
@@ -112,6 +114,9 @@ def test_what_is_registered_says_what_came_from_where(node: Running) -> None:
         address="127.0.0.1",
         # sha256 of "HOSPITAL|SECRET-ID"
         patient_key="eafac5a63c80ef6581dfd563921214f99ee21b08fe5af56ce714617b18adeba5",
+        identity=Identity(
+            patient_id_key=identity_key("SECRET-ID"), patient_issuer_key=identity_key("HOSPITAL")
+        ),
     )
     assert (node.data / instance.path).stat().st_size == instance.size
 
@@ -376,7 +381,7 @@ def test_a_command_without_a_mandatory_part_is_aborted_not_left_unanswered(
 def test_a_full_disk_is_answered_A700_and_the_next_object_may_fit(
     node: Running, file_size_limit: int
 ) -> None:
-    large = encoded(header(PatientComments="x" * file_size_limit))
+    large = encoded(header(TextValue="x" * file_size_limit))
     assert store(node, large) == 0xA700
     assert node.files == []
     assert node.registered == []
@@ -385,10 +390,14 @@ def test_a_full_disk_is_answered_A700_and_the_next_object_may_fit(
 
 @pytest.fixture
 def file_size_limit() -> Iterator[int]:
-    """No file of this process may grow beyond 8 KiB: the kernel refuses the write."""
+    """No file of this process may grow beyond 4 MiB: the kernel refuses the write.
+
+    pytest's own output is such a file too, where it is redirected: it stays far below.
+    """
+    limit = 4 * 2**20
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, hard))
-    yield 8192
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    yield limit
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
@@ -511,6 +520,68 @@ def test_patients_are_the_same_only_with_the_same_id_and_issuer() -> None:
     assert len({key(), key(PatientID="OTHER"), key(IssuerOfPatientID="A"), ""}) == 4
 
 
+def identity(transfer_syntax: UID = ExplicitVRLittleEndian, **changes: object) -> Identity:
+    return read_header(encoded(header(**changes), transfer_syntax), transfer_syntax).identity
+
+
+def issuer(**values: str) -> Sequence:
+    item = Dataset()
+    for keyword, value in values.items():
+        setattr(item, keyword, value)
+    return Sequence([item])
+
+
+@pytest.mark.parametrize("transfer_syntax", TRANSFER_SYNTAXES, ids=lambda uid: uid.keyword)
+def test_an_image_tells_whose_study_it_is_of(transfer_syntax: UID) -> None:
+    found = identity(
+        transfer_syntax,
+        AccessionNumber="A1",
+        IssuerOfAccessionNumberSequence=issuer(LocalNamespaceEntityID="RIS"),
+        IssuerOfPatientID="HOSPITAL ",
+        StudyDate="20240311",
+    )
+    assert found == Identity(
+        patient_id_key=identity_key("SECRET-ID"),
+        patient_issuer_key=identity_key("HOSPITAL"),
+        accession_key=identity_key("A1"),
+        accession_issuer_key=identity_key("RIS"),
+        study_date="20240311",
+    )
+
+
+def test_what_an_image_does_not_tell_is_empty() -> None:
+    assert identity(PatientID=None) == Identity()
+    blank = identity(PatientID=" ", AccessionNumber="", IssuerOfAccessionNumberSequence=issuer())
+    assert blank == Identity()
+
+
+@pytest.mark.parametrize(
+    ("sent", "day"),
+    [("2024.03.11", "20240311"), ("2024-03-11", "20240311"), ("2024", ""), ("XX", "")],
+)
+def test_a_study_date_is_a_day_or_nothing(sent: str, day: str) -> None:
+    old = header()
+    old.add(DataElement("StudyDate", "DA", sent, validation_mode=IGNORE))
+    assert read_header(encoded(old), ExplicitVRLittleEndian).identity.study_date == day
+
+
+def test_an_issuer_beyond_ascii_is_the_same_in_latin_1_and_utf_8() -> None:
+    for character_set in ("ISO_IR 100", "ISO_IR 192"):
+        found = identity(SpecificCharacterSet=character_set, IssuerOfPatientID="Klinikum Süd")
+        assert found.patient_issuer_key == identity_key("Klinikum Süd")
+
+
+def test_an_issuer_sequence_that_cannot_be_parsed_does_not_refuse_the_image() -> None:
+    whole = encoded(
+        header(IssuerOfAccessionNumberSequence=issuer(LocalNamespaceEntityID="HOSPITAL"))
+    )
+    damaged = whole.replace(b"UT\0\0", b"ZZ\0\0")  # no VR of that name
+    assert damaged != whole
+    found = read_header(damaged, ExplicitVRLittleEndian)
+    assert found.study_instance_uid == "1.2.3"
+    assert found.identity.accession_issuer_key == ""
+
+
 def nested(depth: int) -> Dataset:
     dataset = header()
     for _ in range(depth):
@@ -558,7 +629,9 @@ def test_damaged_data_sets_are_read_or_not_understood_and_nothing_else(data: st.
             ]
         )
     )
-    whole = bytearray(encoded(nested(data.draw(st.integers(0, 2))), transfer_syntax))
+    dataset = nested(data.draw(st.integers(0, 2)))
+    dataset.IssuerOfAccessionNumberSequence = issuer(LocalNamespaceEntityID="HOSPITAL")
+    whole = bytearray(encoded(dataset, transfer_syntax))
     for _ in range(data.draw(st.integers(0, 4))):
         whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
     cut = bytes(whole[: data.draw(st.integers(0, len(whole)))])

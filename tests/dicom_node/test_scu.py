@@ -21,7 +21,13 @@ from pynetdicom.dimse_primitives import C_STORE
 
 from dicom_node import scu
 from dicom_node.config import Peer
-from dicom_node.errors import ConfigurationError, PeerError, PeerRefused, Unreadable
+from dicom_node.errors import (
+    ConfigurationError,
+    NotSupported,
+    PeerError,
+    PeerRefused,
+    Unreadable,
+)
 from dicom_node.scp import TRANSFER_SYNTAXES
 from dicom_node.scu import (
     DicomPeer,
@@ -183,7 +189,7 @@ def test_what_counts_as_stored_is_returned(pacs: Pacs, make_file: MakeFile, stat
         (0xC000, PeerRefused),
         (0xCFFF, PeerRefused),
         (0x0110, PeerRefused),
-        (0x0122, PeerRefused),
+        (0x0122, NotSupported),
         (0x0124, PeerRefused),
     ],
 )
@@ -277,7 +283,7 @@ def test_a_rejection_says_who_and_why(pacs: Pacs, make_file: MakeFile) -> None:
 
 
 def test_a_class_the_peer_does_not_take_is_named(pacs: Pacs, make_file: MakeFile) -> None:
-    with pytest.raises(PeerError, match=r"accepts none of 1 presentation contexts, first 1\.2\.9"):
+    with pytest.raises(NotSupported, match=r"accepts none of 1 presentation contexts, first 1"):
         destination(pacs).send(make_file(sop_class="1.2.9"))
 
 

@@ -17,8 +17,10 @@ from dicom_node.config import Peer, Settings
 from dicom_node.db import Database
 from dicom_node.deliveries import Delivery
 from dicom_node.drafts import Draft
+from dicom_node.reports.final import Claim
 from dicom_node.status import LOW_BYTES, WORRYING_ATTEMPTS, Status, snapshot, to_json
 from tests.conftest import DraftFactory, JobFactory, StudyFactory
+from tests.dicom_node.reports.made import final, kept
 from tests.dicom_node.states import MINUTE, claimed
 
 PEER = Peer(name="pacs", ae_title="PACS", host=("10.0.0.5",))
@@ -308,7 +310,7 @@ def test_a_peer_tells_what_passed(
     assert of_peer()["last_received"] is not None
     held = held_delivery(running, draft_factory(study_instance_uid=uid))
     with running.transaction() as connection:
-        deliveries.sent(connection, held, None)
+        deliveries.sent(connection, held, held.draft_uid, None)
         deliveries.fail(connection, held, "not proven")
     assert of_peer()["last_sent"] is not None
     assert of_peer()["failures"] == 1
@@ -318,3 +320,25 @@ def test_a_status_is_read_well_within_a_second(running: Database) -> None:
     started = time.monotonic()
     snapshot(running, SETTINGS)
     assert time.monotonic() - started < 1
+
+
+# -- final reports ---------------------------------------------------------------------------------
+
+
+def test_reports_without_a_study_are_a_warning_that_says_where_to_look(running: Database) -> None:
+    kept(running, final())
+    status = snapshot(running, SETTINGS)
+    (warning,) = [one for one in status.warnings if one.code == "reports"]
+    assert warning.text.startswith("1 final reports")
+    assert "dicom-node reports list --parked" in warning.fix
+    assert document(status)["reports"] == {"parked": 1}
+    assert status.healthy
+
+
+def test_matched_reports_are_counted_and_no_warning(
+    running: Database, study_factory: StudyFactory
+) -> None:
+    kept(running, final(claim=Claim(study_instance_uid=study_factory())))
+    status = snapshot(running, SETTINGS)
+    assert status.reports == {"matched": 1}
+    assert "reports" not in [one.code for one in status.warnings]

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from pydicom.uid import ExplicitVRLittleEndian
 
 from dicom_node.errors import CannotUnderstand, OutOfResources
-from dicom_node.storage import Kept, Storage, checked_uid
+from dicom_node.storage import Kept, Storage, checked_uid, identity_key
 
 DIGITAL_X_RAY = "1.2.840.10008.5.1.4.1.1.1.1"
 # (0008,0018) UI "1.2.3", (0010,0020) LO "X", explicit VR little endian
@@ -278,3 +278,22 @@ def test_what_another_process_is_writing_is_not_swept(
     assert len(files(tmp_path)) == 1
     keep(storage)  # and does not hinder others
     assert len(files(tmp_path)) == 2
+
+
+# -- final reports ---------------------------------------------------------------------------------
+
+
+def test_a_final_report_is_kept_as_it_came_and_once(tmp_path: Path) -> None:
+    storage = Storage(tmp_path / "data")
+    first = storage.keep_report(b"MSH|", ".hl7")
+    assert storage.keep_report(b"MSH|", ".hl7") == first
+    assert storage.path(first.path).read_bytes() == b"MSH|"
+    assert first.path == f"reports/{first.sha256[:2]}/{first.sha256}.hl7"
+    assert storage.keep_report(b"MSH|2", ".hl7").path != first.path
+
+
+def test_keys_are_equal_for_equal_identifiers_and_tell_nothing() -> None:
+    assert identity_key("") == identity_key("  ") == ""
+    assert identity_key("P1") == identity_key(" P1 ") != identity_key("p1")
+    assert "P1" not in identity_key("P1")
+    assert len(identity_key("P1")) == 64

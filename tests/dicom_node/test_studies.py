@@ -14,9 +14,9 @@ from dicom_node import db, events, jobs, studies
 from dicom_node.config import Settings
 from dicom_node.db import Database
 from dicom_node.status import snapshot
-from dicom_node.storage import StoredInstance
+from dicom_node.storage import Identity, StoredInstance
 from dicom_node.studies import Study
-from tests.conftest import StoredInstanceFactory
+from tests.conftest import StoredInstanceFactory, StudyFactory
 from tests.dicom_node.states import MINUTE, claimed, transitions
 
 CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
@@ -74,6 +74,64 @@ def test_the_first_instance_makes_the_study(
     assert (study.state, study.revision, study.patient_key) == ("receiving", 1, stored.patient_key)
     assert study.settle_at - study.received_at == MINUTE
     assert transitions(database, stored.study_instance_uid, "study") == [(None, "receiving")]
+
+
+def identity_of(database: Database, uid: str) -> Identity | None:
+    """What the study's images told; ``None``: nothing yet."""
+    names = Identity.__dataclass_fields__
+    with database.transaction() as connection:
+        query = sa.select(db.study).where(db.study.c.study_instance_uid == uid)
+        row = connection.execute(query).mappings().one()
+    if row["patient_id_key"] is None:
+        assert {row[name] for name in names} == {None}
+        return None
+    return Identity(**{name: row[name] for name in names})
+
+
+def test_the_first_image_that_tells_whose_study_it_is_is_believed(
+    database: Database, study_factory: StudyFactory
+) -> None:
+    silent, told = Identity(), Identity(patient_id_key="p", accession_key="a", study_date="1")
+    uid = study_factory(identity=silent)
+    assert identity_of(database, uid) == silent
+    study_factory(study_instance_uid=uid, identity=told)
+    study_factory(study_instance_uid=uid, identity=silent)
+    study_factory(study_instance_uid=uid, identity=replace(told, accession_key="b"))
+    assert identity_of(database, uid) == told
+
+
+def test_a_report_does_not_tell_whose_study_it_is(
+    database: Database, study_factory: StudyFactory
+) -> None:
+    wrong, right = Identity(patient_id_key="wrong"), Identity(patient_id_key="right")
+    for sop_class_uid in studies.STRUCTURED_REPORTS:
+        uid = study_factory(sop_class_uid=sop_class_uid, identity=wrong)
+        assert identity_of(database, uid) is None
+        study_factory(study_instance_uid=uid, identity=right)
+        study_factory(study_instance_uid=uid, sop_class_uid=sop_class_uid, identity=wrong)
+        assert identity_of(database, uid) == right
+
+
+@pytest.mark.parametrize("name", ["patient_id_key", "patient_issuer_key"])
+def test_images_of_two_patients_leave_a_study_without_one(
+    database: Database, study_factory: StudyFactory, name: str
+) -> None:
+    uid = study_factory(identity=Identity(**{name: "one"}))
+    for other in ("two", "one", ""):
+        study_factory(study_instance_uid=uid, identity=Identity(**{name: other}))
+        assert identity_of(database, uid) == Identity(**{name: studies.MIXED})
+
+
+def test_the_same_image_again_tells_a_study_of_an_earlier_version(
+    database: Database, stored_instance: StoredInstanceFactory
+) -> None:
+    stored = stored_instance(identity=Identity(patient_id_key="p"))
+    register(database, stored)
+    with database.transaction() as connection:
+        columns = dict.fromkeys(Identity.__dataclass_fields__)
+        connection.execute(sa.update(db.study).values(columns))
+    assert not register(database, stored)
+    assert identity_of(database, stored.study_instance_uid) == stored.identity
 
 
 def test_an_instance_is_kept_as_it_was_described(

@@ -51,6 +51,27 @@ def test_down_to_nothing_and_up_again_ends_at_the_same_tables(fresh_database_url
     assert differences(fresh_database_url) == []
 
 
+def test_going_back_before_the_reports_keeps_the_studies(fresh_database_url: str) -> None:
+    engine = sa.create_engine(fresh_database_url, poolclass=sa.NullPool)
+    columns = [column.name for column in db.report.columns]
+    texts = {name: "" for name in columns if isinstance(db.report.c[name].type, sa.Text)}
+    texts |= {"study_instance_uid": "1.2.3", "state": "matched"}
+    with engine.begin() as connection:
+        named = {"study_instance_uid": "1.2.3", "state": "complete", "revision": 1}
+        connection.execute(sa.insert(db.study).values(**named, patient_key="", accession_key="a"))
+        values = {**texts, "part": 0, "sections": {}, "predecessors": []}
+        report_id = connection.scalar(sa.insert(db.report).values(values).returning(db.report.c.id))
+        vector = {"report_id": report_id, "kind": "report", "digest": "d", "vector": [1.0]}
+        connection.execute(sa.insert(db.embedding).values(**vector, study_instance_uid="1.2.3"))
+    command.downgrade(db._alembic(fresh_database_url), "0002")
+    db.upgrade(fresh_database_url)
+    with engine.connect() as connection:
+        study = connection.execute(sa.select(db.study)).mappings().one()
+        assert connection.execute(sa.select(db.report)).all() == []
+        assert connection.execute(sa.select(db.embedding)).all() == []
+    assert (study["study_instance_uid"], study["accession_key"]) == ("1.2.3", None)
+
+
 def test_nodes_that_start_together_migrate_once(empty_database_url: str) -> None:
     with ThreadPoolExecutor(2) as pool:
         # alembic's context is global to a process: two nodes are two processes.

@@ -8,7 +8,7 @@ from typing import cast
 
 import pytest
 
-from dicom_node.config import Jobs, Model, Peer, Settings
+from dicom_node.config import Jobs, Model, Peer, Results, Settings
 from dicom_node.config import Node as NodeSettings
 from dicom_node.db import Database
 from tests.pacs import Pacs
@@ -19,15 +19,23 @@ from worker import pipeline
 from worker.host import ModelHost
 from worker.tasks import Context
 
+_TEXT_ONLY = Results()
 ELSEWHERE = Peer(name="pacs", ae_title="PACS", host=("10.0.0.5",), roles=("destination",))
 
 
-def open_node(database: Database, data: Path, *peers: Peer, **jobs: float) -> pipeline.Node:
+def open_node(
+    database: Database,
+    data: Path,
+    *peers: Peer,
+    results: Results = _TEXT_ONLY,
+    **jobs: float,
+) -> pipeline.Node:
     """A node as a worker process opens it."""
     settings = Settings(
         node=NodeSettings(data=data),
         model=Model(name=rule_model.NAME),
         jobs=Jobs.model_validate(jobs),
+        results=results,
         peers=peers,
     )
     return pipeline.open_node(settings, database)

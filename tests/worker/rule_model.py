@@ -35,6 +35,7 @@ class RuleModel:
         self.seen: list[str] = []  #: SOP Instance UIDs of the images that were read
         self.told: list[str | None] = []  #: the indications that came with them
         self.learnt: list[str] = []  #: past drafts it was reminded of
+        self.words = ""  #: what it writes instead of its measurement
         self.shorten: Callable[[str | None], str | None] = lambda history: history
         self.while_reading: Callable[[], None] = lambda: None  #: what happens meanwhile
 
@@ -53,7 +54,7 @@ class RuleModel:
         self.seen.append(image.sop_instance_uid)
         self.told.append(history)
         self.while_reading()
-        text = f"The mean grey level is {image.pixels.mean():.3f}."
+        text = self.words or f"The mean grey level is {image.pixels.mean():.3f}."
         return Findings(
             text=text,
             algorithm=self.algorithm,

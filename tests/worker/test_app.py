@@ -16,7 +16,7 @@ import redis
 from dicom_node.embedded import Valkey
 from dicom_node.supervisor import Supervisor
 from tests.conftest import PATIENCE
-from worker.app import ANALYSE, DELIVER, QUEUES, broker_check, make_app, waker
+from worker.app import ANALYSE, DELIVER, INDEX, QUEUES, broker_check, make_app, waker
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,7 @@ def test_messages_are_acknowledged_after_the_work_and_never_hoarded() -> None:
 
 
 def test_every_task_has_a_queue() -> None:
-    assert {ANALYSE: "gpu", DELIVER: "net"} == QUEUES
+    assert {ANALYSE: "gpu", DELIVER: "net", INDEX: "gpu"} == QUEUES
 
 
 def test_whoever_only_nudges_does_not_load_torch() -> None:

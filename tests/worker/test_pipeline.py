@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import replace
 from datetime import timedelta
 from io import BytesIO
@@ -16,11 +17,13 @@ from pydicom.dataset import FileDataset
 from pydicom.uid import JPEG2000Lossless
 
 from dicom_node import db, deliveries, drafts, retrieval
+from dicom_node.config import Peer, Results
 from dicom_node.db import Database
 from dicom_node.drafts import Draft
 from dicom_node.errors import Unreadable
 from dicom_node.jobs import Job, LeaseLost
-from dicom_node.results import text_sr
+from dicom_node.results import objects, text_sr
+from dicom_node.results.record import DraftRecord
 from inference.demo.dicom import ACQUIRED
 from inference.findings import ModelFailure
 from tests.conftest import DIGITAL_X_RAY
@@ -366,7 +369,7 @@ def test_a_draft_that_is_sent_already_stays_sent_when_it_is_superseded(
     with study.node.database.transaction() as connection:
         held = deliveries.claim(connection, delivery.id, lease=MINUTE, worker="net")
         assert held is not None
-        deliveries.sent(connection, held, None)
+        deliveries.sent(connection, held, held.draft_uid, None)
         deliveries.delivered(connection, held, "none")
     study.receive(seed=2, view_position="PA")
     read(study, host)
@@ -541,3 +544,140 @@ def test_a_job_without_a_study_row_is_unreadable(node: Node, host: ModelHost) ->
     )
     with pytest.raises(Unreadable, match=r"1\.2\.3"):
         pipeline.analyse(node, host, nothing)
+
+
+# -- what else is made of a reading ----------------------------------------------------------------
+
+EVERYTHING = Results(coded_sr=True, pdf=True, capture=True, gsps=True, hl7=True, fhir=True)
+
+
+def test_one_reading_gives_every_kind_that_the_site_wants(
+    database: Database, tmp_path: Path, host: ModelHost
+) -> None:
+    ris = Peer(name="ris", protocol="hl7", host=("10.0.0.6",), roles=("destination",))
+    ehr = Peer(name="ehr", protocol="fhir", url="https://ehr/fhir", roles=("destination",))
+    study = Study(node=open_node(database, tmp_path, ELSEWHERE, ris, ehr, results=EVERYTHING))
+    study.receive()
+    read(study, host)
+    kept = {one.kind: one for one in study.account.drafts}
+    assert set(kept) == set(EVERYTHING.kinds)
+    assert len({one.text for one in kept.values()}) == 1
+    for one in kept.values():
+        of = DraftRecord.from_json(json.dumps(one.record))
+        assert objects.encode(of).file == study.node.storage.path(one.path).read_bytes()
+    sent = {(one.peer, of_uid(study, one.draft_uid).kind) for one in study.account.deliveries}
+    imaging = {("pacs", kind) for kind in ("text_sr", "coded_sr", "pdf", "capture", "gsps")}
+    assert sent == imaging | {("ris", "hl7"), ("ehr", "fhir")}
+
+
+def of_uid(study: Study, uid: str) -> Draft:
+    return next(one for one in study.account.drafts if one.sop_instance_uid == uid)
+
+
+def test_a_new_version_replaces_each_kind_by_its_own(
+    database: Database, tmp_path: Path, host: ModelHost
+) -> None:
+    results = Results(coded_sr=True, pdf=True)
+    study = Study(node=open_node(database, tmp_path, ELSEWHERE, results=results))
+    study.receive(view_position="AP")
+    read(study, host)
+    study.receive(seed=2, view_position="PA")
+    read(study, host)
+    first, second = study.account.drafts[:3], study.account.drafts[3:]
+    assert {one.version for one in second} == {2}
+    for old in first:
+        assert old.superseded_by is not None
+        new = of_uid(study, old.superseded_by)
+        assert new.kind == old.kind
+        assert new.record["predecessor"]["sop_instance_uid"] == old.sop_instance_uid
+
+
+def test_a_draft_carries_the_labels_of_its_text_and_who_read_them(
+    study: Study, host: ModelHost, model: RuleModel
+) -> None:
+    model.words = "Small left pleural effusion. No pneumothorax."
+    study.receive()
+    read(study, host)
+    (draft,) = study.account.drafts
+    said = [(one["label"], one["presence"]) for one in draft.record["labels"]]
+    assert said == [("Pleural Effusion", "present"), ("Pneumothorax", "absent")]
+    sr = document(study.node, draft)
+    names = [one.ManufacturerModelName for one in sr.ContributingEquipmentSequence]
+    assert "dicom-node rule labeler" in names
+
+
+# -- the status SR ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def telling(database: Database, tmp_path: Path) -> Study:
+    """A study of a node that tells the radiologist when there is no draft."""
+    results = Results(on_no_input="status-sr")
+    return Study(node=open_node(database, tmp_path, ELSEWHERE, results=results))
+
+
+def test_a_radiologist_is_told_that_there_is_no_draft_and_why(
+    telling: Study, host: ModelHost, model: RuleModel
+) -> None:
+    telling.receive(view_position="LL", quiet=NOTHING)
+    assert read(telling, host).state == "refused"
+    (said,) = telling.account.drafts
+    assert (said.kind, said.version, said.text, list(said.inputs)) == ("text_sr", 1, "", [])
+    text = text_sr.text(document(telling.node, said))
+    assert text.startswith(
+        "AI-GENERATED DRAFT NOT PRODUCED - NOT FOR DIAGNOSIS: NOT_FRONTAL (view is lateral). "
+        "A radiologist must read this study as usual."
+    )
+    assert "FINDINGS" not in text
+    assert [one.state for one in telling.account.deliveries] == ["due"]
+    assert model.seen == []
+
+
+def test_the_same_reason_is_told_once(telling: Study, host: ModelHost) -> None:
+    telling.receive(view_position="LL", quiet=NOTHING)
+    read(telling, host)
+    telling.receive(seed=2, view_position="LL", quiet=NOTHING)
+    assert read(telling, host).state == "refused"
+    assert len(telling.account.drafts) == 1
+
+
+def test_a_frontal_that_comes_later_replaces_the_word_that_there_is_no_draft(
+    telling: Study, host: ModelHost
+) -> None:
+    telling.receive(view_position="LL", quiet=NOTHING)
+    read(telling, host)
+    telling.receive(seed=2)
+    read(telling, host)
+    said, draft = telling.account.drafts
+    assert said.superseded_by == draft.sop_instance_uid
+    assert draft.version == 2
+    assert draft.record["predecessor"]["sop_instance_uid"] == said.sop_instance_uid
+
+
+def test_a_draft_that_is_there_is_not_taken_back(telling: Study, host: ModelHost) -> None:
+    frontal = telling.receive()
+    read(telling, host)
+    (instance,) = telling.account.instances
+    telling.node.storage.path(instance.path).write_bytes(b"no Part 10 file")
+    telling.receive(seed=2, view_position="LL", quiet=NOTHING)
+    assert read(telling, host).state == "refused"
+    (draft,) = telling.account.drafts
+    assert [one["sop_instance_uid"] for one in draft.inputs] == [frontal]
+
+
+def test_a_study_without_any_image_is_not_talked_about(telling: Study, host: ModelHost) -> None:
+    report = phantom(1, telling.uid)
+    del report.PixelData
+    telling.keep(report, quiet=NOTHING)
+    assert read(telling, host).state == "refused"
+    assert telling.account.drafts == []
+
+
+def test_a_page_of_ours_that_comes_back_is_no_evidence(study: Study, host: ModelHost) -> None:
+    page = phantom(2, study.uid)
+    page.ManufacturerModelName = "dicom-node"
+    study.keep(page)
+    image = study.receive()
+    read(study, host)
+    (draft,) = study.account.drafts
+    assert [one["sop_instance_uid"] for one in draft.record["evidence"]] == [image]

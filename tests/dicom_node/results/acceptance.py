@@ -1,12 +1,13 @@
 """The acceptance points of a draft text SR, each a small judgement that shares no code with ours.
 
 ``check`` names the points that a document fails. Bracketed names are those of the specification.
+What holds of every SR, whatever its template, is in ``EVERY_SR`` too.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from functools import cache
@@ -25,6 +26,7 @@ from pydicom.uid import (
 )
 
 from dicom_node.results.record import DraftRecord
+from inference.findings import Algorithm
 
 TEXTS = ("PatientName", "PatientID", "AccessionNumber", "ReferringPhysicianName", "StudyID")
 CHECKED = ("PatientBirthDate", "PatientSex", "StudyDate", "StudyTime")
@@ -103,12 +105,12 @@ def case(data: bytes, again: bytes, record: DraftRecord, image: Dataset) -> Case
     return Case(data=data, again=again, ds=ds, record=record, image=image)
 
 
-def check(of: Case) -> list[str]:
-    """Return the names of the points that the document fails."""
+def check(of: Case, points: Mapping[str, Point] | None = None) -> list[str]:
+    """Return the names of the points that the document fails; a text SR's unless told."""
     of.ours = {keyword: raw(of.ds, keyword) for keyword in RAW}  # before a point decodes them
     of.theirs = {keyword: raw(of.image, keyword) for keyword in RAW}
     with pydicom.config.disable_value_validation():  # what is wrong in the source is not ours
-        return [name for name, holds in POINTS.items() if not _judge(holds, of)]
+        return [name for name, holds in (points or POINTS).items() if not _judge(holds, of)]
 
 
 def _judge(holds: Point, of: Case) -> bool:
@@ -230,6 +232,8 @@ def codes(of: Case) -> list[tuple[str, str, str]]:
         found.append(code(item))
         if "ConceptCodeSequence" in item:
             found.append(code(item, "ConceptCodeSequence"))
+        for measured in item.get("MeasuredValueSequence") or []:
+            found.append(code(measured, "MeasurementUnitsCodeSequence"))
     return found
 
 
@@ -337,9 +341,13 @@ def predecessor_has_its_purpose(of: Case) -> bool:
     )
 
 
-def algorithm_is_declared(of: Case) -> bool:
-    (item,) = equipment(of, "109102")
-    algorithm = of.record.algorithm
+def algorithms_are_declared(of: Case) -> bool:
+    wanted = [of.record.algorithm, *filter(None, [of.record.labeler])]
+    pairs = zip(equipment(of, "109102"), wanted, strict=True)
+    return all(_is_declared(of, item, algorithm) for item, algorithm in pairs)
+
+
+def _is_declared(of: Case, item: Dataset, algorithm: Algorithm) -> bool:
     told = str(item.ContributionDescription)
     return (
         str(item.Manufacturer) != ""
@@ -356,11 +364,10 @@ def algorithm_is_declared(of: Case) -> bool:
 def provenance_is_complete(of: Case) -> bool:
     text = " ".join(texts(section(of, "55111-9")))
     uids = [image.reference.sop_instance_uid for image in of.record.inputs]
-    (model,) = equipment(of, "109102")
+    makers = [of.ds, *equipment(of, "109102")]
     return (
         all(uid in text for uid in uids)
-        and f"{of.ds.ManufacturerModelName} {of.ds.SoftwareVersions}" in text
-        and f"{model.ManufacturerModelName} {model.SoftwareVersions}" in text
+        and all(f"{one.ManufacturerModelName} {one.SoftwareVersions}" in text for one in makers)
         and of.started.isoformat(timespec="seconds") in text
     )
 
@@ -393,6 +400,7 @@ def values_are_complete(of: Case) -> Callable[[str], bool]:
             "UIDREF": lambda i: bool(i.UID),
             "IMAGE": lambda i: len(i.ReferencedSOPSequence) == 1,
             "CONTAINER": lambda i: i.ContinuityOfContent in ("SEPARATE", "CONTINUOUS"),
+            "NUM": lambda i: all(code(i.MeasuredValueSequence[0], "MeasurementUnitsCodeSequence")),
         }
         return all(checks[value_type](i) for i in tree(of) if i.ValueType == value_type)
 
@@ -445,7 +453,8 @@ def procedure_is_the_source_s(of: Case) -> bool:
 
 def everything_decodes(of: Case) -> bool:
     """No value of our own was written with a replacement character."""
-    return not any("�" in text or text == "?" for s in sections(of) for text in texts(s))
+    said = [str(item.TextValue) for item in tree(of) if item.ValueType == "TEXT"]
+    return not any("�" in text or text == "?" for text in said)
 
 
 def character_set_is_known(of: Case) -> bool:
@@ -520,7 +529,7 @@ POINTS: dict[str, Point] = {
             )
         )
     ),
-    "EQ-3": algorithm_is_declared,
+    "EQ-3": algorithms_are_declared,
     "EQ-4": lambda c: (
         len(equipment(c, "109101")) == 1 and bool(equipment(c, "109101")[0].Manufacturer)
     ),
@@ -667,3 +676,7 @@ POINTS: dict[str, Point] = {
     "CODE-3": private_schemes_are_declared,
     "CODE-4": lambda c: codes_mean_what_the_standard_says(c) and procedure_is_the_source_s(c),
 }
+
+_TEXT_ONLY = ("HDR-1", "HDR-3", "HDR-7", "DOC", "SEC", "TREE-4", "TREE-5", "CODE-4")
+#: Points of sr-draft 2 and 3, and what of 4 is said of any content tree.
+EVERY_SR = {name: point for name, point in POINTS.items() if not name.startswith(_TEXT_ONLY)}

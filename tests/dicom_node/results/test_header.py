@@ -25,7 +25,7 @@ from dicom_node.results.header import (
 from tests.dicom_node.results import samples
 from tests.dicom_node.results.samples import ALGORITHM, record
 
-SERIES = SeriesKind(modality="SR", number=9901, title="AI DRAFT")
+SERIES = SeriesKind(modality="SR", number=1, title="AI DRAFT")
 BASIC_TEXT = "1.2.840.10008.5.1.4.1.1.88.11"
 
 
@@ -36,11 +36,11 @@ def made(image: Dataset | None = None, **changes: object) -> Dataset:
 @pytest.mark.parametrize(
     ("sop_class", "series"),
     [
-        (EncapsulatedPDFStorage, SeriesKind(modality="DOC", number=9903, title="AI DRAFT")),
-        (SecondaryCaptureImageStorage, SeriesKind(modality="OT", number=9904, title="AI DRAFT")),
+        (EncapsulatedPDFStorage, SeriesKind(modality="DOC", number=3, title="AI DRAFT")),
+        (SecondaryCaptureImageStorage, SeriesKind(modality="OT", number=4, title="AI DRAFT")),
         (
             GrayscaleSoftcopyPresentationStateStorage,
-            SeriesKind(modality="PR", number=9905, title="AI DRAFT"),
+            SeriesKind(modality="PR", number=5, title="AI DRAFT"),
         ),
     ],
     ids=["PDF", "Secondary Capture", "GSPS"],
@@ -48,7 +48,7 @@ def made(image: Dataset | None = None, **changes: object) -> Dataset:
 def test_the_header_serves_every_kind_of_result(sop_class: str, series: SeriesKind) -> None:
     ds = header(subject(record(kind=series.modality)), sop_class, series)
     assert ds.SOPClassUID == ds.file_meta.MediaStorageSOPClassUID == sop_class
-    assert (ds.Modality, ds.SeriesNumber) == (series.modality, series.number)
+    assert (ds.Modality, ds.SeriesNumber) == (series.modality, 9900 + series.number)
     assert ds.PatientName == "Doe^Jane^Quincy"
     assert "CompletionFlag" not in ds
 

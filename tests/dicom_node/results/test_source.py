@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import struct
+from io import BytesIO
+
 import pydicom
 import pytest
 from hypothesis import given, settings
@@ -9,6 +12,7 @@ from pydicom.config import IGNORE
 from pydicom.data import get_charset_files, get_testdata_file
 from pydicom.dataelem import RawDataElement
 from pydicom.sequence import Sequence
+from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from dicom_node.results import source
 from tests.dicom_node.results.acceptance import raw
@@ -53,7 +57,7 @@ def test_any_transfer_syntax_will_do(name: str) -> None:
 
 def test_only_what_results_need_is_kept() -> None:
     kept = source.read(source.source_header(header()))
-    assert "Rows" not in kept
+    assert "ImageType" not in kept
     assert "SOPInstanceUID" not in kept
     assert not any(tag.is_private for tag in kept.keys())  # noqa: SIM118 - keys are tags
     item = kept.RequestAttributesSequence[0]
@@ -147,3 +151,41 @@ def test_a_broken_sequence_counts_as_absent() -> None:
     assert isinstance(elem, RawDataElement)
     image[elem.tag] = elem._replace(value=b"ab")
     assert "ProcedureCodeSequence" not in source.read(source.source_header(image))
+
+
+@pytest.mark.parametrize(
+    "syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian]
+)
+def test_sizes_and_tables_keep_their_numbers_in_every_transfer_syntax(syntax: UID) -> None:
+    image = header(VOILUTSequence=[_table(256), _table(512)])
+    image.file_meta.TransferSyntaxUID = syntax
+    buffer = BytesIO()
+    pydicom.dcmwrite(buffer, image, enforce_file_format=True)
+    sent = pydicom.dcmread(BytesIO(buffer.getvalue()))
+    kept = source.read(source.source_header(sent))
+    assert (kept.Rows, kept.Columns) == (96, 80)
+    (table,) = kept.VOILUTSequence  # the first, the other is for the viewer's user to choose
+    assert list(table.LUTDescriptor) == [256, 0, 16]
+    assert raw(table, "LUTData") == struct.pack("<256H", *range(1000, 1256))
+
+
+def _table(entries: int) -> Dataset:
+    item = Dataset()
+    item.LUTDescriptor = [entries, 0, 16]
+    item.add_new("LUTData", "US", list(range(1000, 1000 + entries)))
+    return item
+
+
+def test_half_a_number_counts_as_absent() -> None:
+    image = header()
+    elem = image.get_item("Rows")
+    assert isinstance(elem, RawDataElement)
+    image[elem.tag] = elem._replace(value=b"abc")
+    assert "Rows" not in source.read(source.source_header(image))
+
+
+def test_overlays_are_known_by_their_type() -> None:
+    image = header()
+    image.add_new((0x601E, 0x0040), "CS", "G")
+    kept = source.read(source.source_header(reread(image)))
+    assert [tag for tag in source.OVERLAY_TYPES if tag in kept] == [(0x601E, 0x0040)]
