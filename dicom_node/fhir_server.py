@@ -96,15 +96,14 @@ class FhirServer:
         """Is the report there, as far as the peer's ``proof`` asks?
 
         ``none``: the success status was proof enough. ``find``: the server gives it back.
-        ``commitment``: not proven, FHIR has none.
 
         Raises
         ------
         PeerError
             The server can't be asked.
         """
-        if self._peer.proof != "find":
-            return self._peer.proof == "none"
+        if self._peer.proof == "none":
+            return True
         where = f"DiagnosticReport/{resource_id(reference.sop_instance_uid)}"
         status = self._request("GET", where)
         if status not in (HTTPStatus.OK, *_ABSENT):

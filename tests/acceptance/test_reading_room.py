@@ -18,7 +18,7 @@ from dicom_node import scu
 from inference.demo import dicom, phantom
 from inference.demo.dicom import ACQUIRED, DemoPatient
 from tests.acceptance import phantoms
-from tests.acceptance.running_node import MODALITY, STUDY_SECONDS, RunningNode, wait_for
+from tests.acceptance.running_node import MODALITY, START_SECONDS, RunningNode, wait_for
 from tests.pacs import Pacs
 
 STUDY = "2.25.4711.4"
@@ -45,7 +45,7 @@ def ended(node: RunningNode, revision: int) -> dict[str, Any]:
     """The study's account when nothing of that revision is under way any more."""
     wait_for(
         f"revision {revision}",
-        STUDY_SECONDS,
+        START_SECONDS,
         lambda: True if (node.study(STUDY) or {"revision": 0})["revision"] >= revision else None,
     )
     (found,) = node.wait_ended(STUDY)
@@ -126,7 +126,7 @@ def test_the_final_report_is_matched_compared_and_found(
     assert (report["verdict"], report["current"]) == ("final", True)
     assert report["sections"]["findings"] == FINAL
     assert report["comparison"]["draft_uid"] == read["drafts"][1]["sop_instance_uid"]
-    wait_for("the report is in the index", STUDY_SECONDS, lambda: indexed(node))
+    wait_for("the report is in the index", START_SECONDS, lambda: indexed(node))
     (best,) = node.json("search", FINAL, "--kind", "report", "--limit", "1")["hits"]
     assert (best["study_instance_uid"], best["text"]) == (STUDY, FINAL)
     rows = node.json("evaluate", "feedback")["rows"]
@@ -154,7 +154,7 @@ def test_a_draft_of_ours_that_the_pacs_sends_back_is_no_report(
 ) -> None:
     path = node.data / read["drafts"][1]["path"]
     assert scu.send_files([path], node.peer, MODALITY)[0].failure is None
-    wait_for("it was looked at", STUDY_SECONDS, lambda: _looked_at(node, path.stem) or None)
+    wait_for("it was looked at", START_SECONDS, lambda: _looked_at(node, path.stem) or None)
     assert all(one["source"] != "sr" for one in node.json("study", STUDY)["reports"])
     node.wait_ended(STUDY)
 

@@ -203,10 +203,6 @@ def test_a_server_that_does_not_say_proves_nothing(server: Server, status: int) 
         server.client(proof="find").prove(REFERENCE)
 
 
-def test_there_is_no_commitment(server: Server) -> None:
-    assert server.client(proof="commitment").prove(REFERENCE) is False
-
-
 # --- reaching it ---------------------------------------------------------------------------------
 
 
