@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection
 
-from dicom_node import deliveries, drafts, events, jobs, studies
+from dicom_node import deliveries, drafts, events, jobs, retention, studies
 from dicom_node.deliveries import Delivery
 from dicom_node.drafts import Draft
 from dicom_node.errors import NotFound
@@ -25,6 +26,7 @@ class Account:
 
     study: Study
     instances: Sequence[Instance]
+    deleted: Mapping[str, datetime]  #: instances whose file retention deleted, and when
     jobs: Sequence[Job]
     drafts: Sequence[Draft]  #: oldest first
     alternatives: Sequence[Draft]  #: what peers got that do not take the draft itself
@@ -53,6 +55,7 @@ def of(connection: Connection, study_instance_uid: str) -> Account:
     return Account(
         study=study,
         instances=studies.instances(connection, study_instance_uid),
+        deleted=retention.deleted(connection, study_instance_uid),
         jobs=jobs.of_study(connection, study_instance_uid),
         drafts=[one for one in kept if one.alternative_of is None],
         alternatives=[one for one in kept if one.alternative_of is not None],
@@ -70,7 +73,9 @@ def to_json(account: Account) -> dict[str, Any]:
         "state": study.state,
         "revision": study.revision,
         "received_at": study.received_at.isoformat(),
-        "instances": [_instance(one) for one in account.instances],
+        "instances": [
+            _instance(one, account.deleted.get(one.sop_instance_uid)) for one in account.instances
+        ],
         "choice": account.choice,
         "jobs": [_job(one) for one in account.jobs],
         "drafts": [_draft(one, account) for one in account.drafts],
@@ -79,7 +84,7 @@ def to_json(account: Account) -> dict[str, Any]:
     }
 
 
-def _instance(one: Instance) -> dict[str, Any]:
+def _instance(one: Instance, deleted_at: datetime | None) -> dict[str, Any]:
     return {
         "sop_instance_uid": one.sop_instance_uid,
         "sop_class_uid": one.sop_class_uid,
@@ -89,6 +94,7 @@ def _instance(one: Instance) -> dict[str, Any]:
         "path": one.path,
         "sha256": one.sha256,
         "size": one.size,
+        "pixels_deleted_at": deleted_at.isoformat() if deleted_at else None,
     }
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import ipaddress
+import itertools
 import json
 import re
 import tomllib
@@ -61,6 +62,58 @@ class Node(_Section):
     institution: str = ""
     #: &ZZXX (PS3.3 C.12.1.1.8), for sources that do not say; empty: not stated
     timezone_offset: Annotated[str, Field(pattern=r"^([+-]\d{4})?$")] = ""
+
+
+class Listener(_Section):
+    """The bounds of the DICOM port; each receiver process keeps them for itself."""
+
+    #: processes that share the port (SO_REUSEPORT); 0: one for every two cores, at most 4
+    processes: Annotated[int, Field(ge=0, le=64)] = 0
+    associations: Annotated[int, Field(ge=1, le=1024)] = 64
+    associations_per_address: Annotated[int, Field(ge=1, le=1024)] = 32
+
+
+class Tls(_Section):
+    """DICOM over TLS, both sides with a certificate (PS3.15 B.12)."""
+
+    port: Annotated[int, Field(ge=0, le=65535)] = 0  #: 2762 by custom (PS3.8 9.1.1); 0: no TLS port
+    certificate: str = ""  #: PEM file, ours and what leads from it to the authority
+    private_key: str = ""  #: PEM file
+    authorities: str = ""  #: PEM file of those who may have signed a peer's certificate
+
+    @model_validator(mode="after")
+    def _all_or_nothing(self) -> Self:
+        files = {"certificate": self.certificate, "private_key": self.private_key}
+        files["authorities"] = self.authorities
+        missing = [name for name, value in files.items() if not value]
+        if missing and (self.port or len(missing) < len(files)):
+            raise ValueError(f"tls: set {', '.join(missing)} too")
+        return self
+
+    @property
+    def configured(self) -> bool:
+        """Are there certificates?"""
+        return bool(self.certificate)
+
+
+class Disk(_Section):
+    """How full the disk under ``node.data`` may become before senders must wait."""
+
+    high_percent: Annotated[float, Field(gt=0, le=100)] = 95  #: nothing is taken above
+    low_percent: Annotated[float, Field(gt=0, le=100)] = 90  #: and taken again below
+
+    @model_validator(mode="after")
+    def _low_is_lower(self) -> Self:
+        if self.low_percent >= self.high_percent:
+            raise ValueError("disk: low_percent must be below high_percent")
+        return self
+
+
+class Retention(_Section):
+    """How long finished studies are kept; unfinished ones are always kept. 0: for ever."""
+
+    pixels_days: Annotated[float, Field(ge=0)] = 30  #: the received files
+    metadata_days: Annotated[float, Field(ge=0)] = 0  #: rows, drafts, reports, vectors
 
 
 class Service(_Section):
@@ -156,6 +209,10 @@ class Peer(_Section):
     roles: tuple[Literal["source", "destination"], ...] = ("source", "destination")
     proof: Literal["commitment", "find", "none"] = "none"
     mode: Literal["live", "shadow"] = "live"
+    #: where the peer answers queries under another title or port than it stores
+    query_ae_title: AeTitle | Literal[""] = ""
+    query_port: Annotated[int, Field(ge=0, le=65535)] = 0
+    tls: bool = False  #: it calls our TLS port, and we call it by TLS
     quiet_seconds: Seconds | None = None
 
     @field_validator("host", mode="before")
@@ -181,6 +238,14 @@ class Peer(_Section):
         return self
 
     @model_validator(mode="after")
+    def _only_dicom_has_queries_and_certificates(self) -> Self:
+        dicom_only = {"query_ae_title": self.query_ae_title, "query_port": self.query_port}
+        set_here = [key for key, value in {**dicom_only, "tls": self.tls}.items() if value]
+        if set_here and self.protocol != "dicom":
+            raise ValueError(f"peer {self.name}: {', '.join(set_here)}: only for DICOM peers")
+        return self
+
+    @model_validator(mode="after")
     def _destination_has_an_address(self) -> Self:
         if self.is_destination and self.host and "/" in self.host[0]:
             raise ValueError(f"peer {self.name}: a destination needs a host, not a network, first")
@@ -197,6 +262,17 @@ class Peer(_Section):
         return "destination" in self.roles
 
     @property
+    def calling_ae_titles(self) -> frozenset[str]:
+        """The titles that it may call us under: a PACS may store under one and query under two."""
+        return frozenset({self.ae_title, self.query_ae_title}) - {""}
+
+    @property
+    def for_queries(self) -> Peer:
+        """The same peer under the title and port that answer its queries (C-FIND, C-MOVE)."""
+        title = self.query_ae_title or self.ae_title
+        return self.model_copy(update={"ae_title": title, "port": self.query_port or self.port})
+
+    @property
     def address(self) -> str:
         """The host we call."""
         return self.host[0]
@@ -207,6 +283,10 @@ class Peer(_Section):
         title = f"{self.ae_title} at " if self.protocol == "dicom" else ""
         return self.url or f"{title}{self.address}:{self.port}"
 
+    def shares_address(self, other: Peer) -> bool:
+        """May a call from one address be of either? Names are not resolved here."""
+        return any(_overlap(mine, its) for mine in self.host for its in other.host)
+
     def may_call_from(self, addresses: Collection[str]) -> bool:
         """Is one of ``addresses`` (the caller's, and names that resolve to it) this peer's?"""
         return any(_matches(host, address) for host in self.host for address in addresses)
@@ -216,6 +296,10 @@ class Settings(_Section):
     """Everything an administrator can set."""
 
     node: Node = Node()
+    listener: Listener = Listener()
+    tls: Tls = Tls()
+    disk: Disk = Disk()
+    retention: Retention = Retention()
     database: Service = Service()
     broker: Service = Service()
     study: Study = Study()
@@ -231,6 +315,31 @@ class Settings(_Section):
         twice = {name for name in names if names.count(name) > 1}
         if twice:
             raise ValueError(f"two peers are named {', '.join(sorted(twice))}")
+        return self
+
+    @model_validator(mode="after")
+    def _peers_of_one_title_agree(self) -> Self:
+        """A call that fits two peers must mean the same under both."""
+        for one, other in itertools.combinations(self.sources(), 2):
+            titles = one.calling_ae_titles & other.calling_ae_titles
+            agree = (one.tls, one.quiet_seconds) == (other.tls, other.quiet_seconds)
+            if titles and not agree and one.shares_address(other):
+                raise ValueError(
+                    f"peers {one.name} and {other.name} both call as {min(titles)} from one"
+                    " address: give them the same tls and quiet_seconds, or other titles or hosts"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _tls_peers_need_certificates(self) -> Self:
+        for peer in self.peers:
+            if peer.tls and not self.tls.configured:
+                raise ValueError(
+                    f"peer {peer.name}: tls = true needs tls.certificate, tls.private_key"
+                    " and tls.authorities"
+                )
+            if peer.tls and peer.is_source and not self.tls.port:
+                raise ValueError(f"peer {peer.name}: tls = true needs tls.port, which it calls")
         return self
 
     @model_validator(mode="after")
@@ -255,12 +364,23 @@ class Settings(_Section):
         """The peer of that name."""
         return next((peer for peer in self.peers if peer.name == name), None)
 
+    def sources(self, calling_ae_title: str | None = None) -> tuple[Peer, ...]:
+        """The DICOM peers that may send to us; those of one title, or all."""
+        return tuple(
+            peer
+            for peer in self.peers
+            if peer.is_source and peer.protocol == "dicom"
+            if calling_ae_title is None or calling_ae_title in peer.calling_ae_titles
+        )
+
     def quiet_seconds(self, calling_ae_title: str) -> float:
-        """How long a study from this sender must be silent before it is complete."""
-        for peer in self.peers:
-            if peer.ae_title == calling_ae_title and peer.quiet_seconds is not None:
-                return peer.quiet_seconds
-        return self.study.quiet_seconds
+        """How long a study from this sender must be silent before it is complete.
+
+        Of several peers with this title (at other addresses) the longest wait: that loses nothing.
+        """
+        general = self.study.quiet_seconds
+        own = [peer.quiet_seconds for peer in self.sources(calling_ae_title)]
+        return max((general if one is None else one for one in own), default=general)
 
 
 def load(file: Path | None, environ: Mapping[str, str], flags: Mapping[str, object]) -> Settings:
@@ -313,6 +433,14 @@ def _matches(host: str, address: str) -> bool:
         return ipaddress.ip_address(address) in ipaddress.ip_network(host, strict=False)
     except ValueError:  # one of the two is a name
         return False
+
+
+def _overlap(host: str, other: str) -> bool:
+    try:
+        networks = [ipaddress.ip_network(one, strict=False) for one in (host, other)]
+    except ValueError:  # one of the two is a name
+        return host.lower() == other.lower()
+    return networks[0].version == networks[1].version and networks[0].overlaps(networks[1])
 
 
 def _read(file: Path) -> Raw:

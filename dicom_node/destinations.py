@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.metadata import entry_points
 
-from dicom_node.config import Peer
+from dicom_node.config import Peer, Tls
 from dicom_node.errors import ConfigurationError, NodeError
 from dicom_node.scu import Destination, Timeouts
 
@@ -12,7 +12,7 @@ GROUP = "dicom_node.destinations"  #: entry points, by protocol
 
 
 def open_destination(
-    peer: Peer, calling_ae_title: str, timeouts: Timeouts | None = None
+    peer: Peer, calling_ae_title: str, timeouts: Timeouts | None = None, tls: Tls | None = None
 ) -> Destination:
     """Return the destination for a peer; nothing is connected yet.
 
@@ -24,6 +24,8 @@ def open_destination(
         Who we are.
     timeouts
         How long to wait.
+    tls
+        Our certificates; only a peer with ``tls = true`` is told of them.
 
     Raises
     ------
@@ -37,7 +39,9 @@ def open_destination(
             f"peer {peer.name}: nobody installed speaks {peer.protocol} (known: {known})"
         )
     try:
-        made: Destination = next(iter(found)).load()(peer, calling_ae_title, timeouts)
+        kind = next(iter(found)).load()
+        certificates = {"tls": tls} if peer.tls else {}
+        made: Destination = kind(peer, calling_ae_title, timeouts, **certificates)
     except NodeError:
         raise
     except Exception as error:  # foreign code may raise anything

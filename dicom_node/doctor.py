@@ -5,12 +5,14 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
 
-from dicom_node import associations, db, destinations
+from dicom_node import associations, db, destinations, remedies, tls
 from dicom_node import status as node_status
+from dicom_node.associations import Refused, RefusedAssociation
 from dicom_node.config import Peer, Settings
 from dicom_node.db import Database, instance, report
 from dicom_node.errors import NodeError
@@ -27,9 +29,9 @@ class Check:
 
 
 def everything(settings: Settings, database: Database | None) -> list[Check]:
-    """All parts of this node, then every peer both ways."""
-    found = [*_parts(settings, database)]
-    return [*found, *peers(settings, database, settings.peers)]
+    """All parts of this node, then every peer both ways, then who else called."""
+    found = [*_parts(settings, database), *peers(settings, database, settings.peers)]
+    return [*found, *(_strangers(settings, database) if database is not None else ())]
 
 
 def peers(settings: Settings, database: Database | None, asked: Sequence[Peer]) -> list[Check]:
@@ -38,6 +40,8 @@ def peers(settings: Settings, database: Database | None, asked: Sequence[Peer]) 
     for peer in asked:
         if peer.is_destination:
             checks.append(_outward(settings, peer))
+        if peer.is_destination and peer.for_queries != peer:
+            checks.append(_outward(settings, peer.for_queries, "queries to"))
         if peer.is_source and database is not None:
             inward = _inward_hl7 if peer.protocol == "hl7" else _inward
             checks.append(inward(settings, database, peer))
@@ -63,6 +67,8 @@ def _parts(settings: Settings, database: Database | None) -> Iterator[Check]:
     if snapshot.database_up and database is not None:
         yield _schema(settings)
     yield _disk(settings)
+    if settings.tls.configured:
+        yield _certificate(settings)
     yield _destinations(settings)
 
 
@@ -98,6 +104,13 @@ def _disk(settings: Settings) -> Check:
     return Check(name="disk", passed=enough, text=text, fix="" if enough else "free space there")
 
 
+def _certificate(settings: Settings) -> Check:
+    def question() -> str:
+        return f"ours for TLS ends on {tls.expiry(settings.tls).date()}"
+
+    return _attempt("certificate", question, "mend the files of [tls], then send SIGHUP")
+
+
 def _destinations(settings: Settings) -> Check:
     names = ", ".join(peer.name for peer in settings.destinations())
     if names:
@@ -106,9 +119,9 @@ def _destinations(settings: Settings) -> Check:
     return Check(name="destinations", passed=False, text="drafts go nowhere", fix=fix)
 
 
-def _outward(settings: Settings, peer: Peer) -> Check:
+def _outward(settings: Settings, peer: Peer, which: str = "to") -> Check:
     def question() -> str:
-        destinations.open_destination(peer, settings.node.ae_title).verify()
+        destinations.open_destination(peer, settings.node.ae_title, tls=settings.tls).verify()
         return f"{peer.place} answers{' C-ECHO' if peer.protocol == 'dicom' else ''}"
 
     fix = (
@@ -117,7 +130,7 @@ def _outward(settings: Settings, peer: Peer) -> Check:
         if peer.protocol == "dicom"
         else f"check host and port, or url, of peer {peer.name}, and that it lets us in"
     )
-    return _attempt(f"to {peer.name}", question, fix)
+    return _attempt(f"{which} {peer.name}", question, fix)
 
 
 def _inward(settings: Settings, database: Database, peer: Peer) -> Check:
@@ -125,21 +138,63 @@ def _inward(settings: Settings, database: Database, peer: Peer) -> Check:
     with database.transaction() as connection:
         last = connection.scalar(
             sa.select(sa.func.max(instance.c.received_at)).where(
-                instance.c.calling_ae_title == peer.ae_title
+                instance.c.calling_ae_title.in_(peer.calling_ae_titles)
             )
         )
-        turned_away = [
-            one
-            for one in associations.latest(connection, limit=200)
-            if one.calling_ae_title == peer.ae_title or peer.may_call_from({one.address})
-        ]
-    if turned_away and (last is None or turned_away[0].last > last):
-        one = turned_away[0]
-        text = f"turned away {one.calling_ae_title} at {one.address}: {one.reason}"
-        fix = f'peer {peer.name}: ae_title = "{one.calling_ae_title}", host = "{one.address}"'
-        return Check(name=name, passed=False, text=text, fix=fix)
-    text = f"last instance {last.isoformat(timespec='seconds')}" if last else "nothing sent yet"
+        refused = associations.latest(connection, associations.KEPT)
+    text = f"last instance {_when(last)}" if last else "nothing sent yet"
+    for one in refused:
+        fix = _fault(settings, peer, one, last)
+        if fix:
+            said = f"turned away {_caller(one)} at {_when(one.last)}: {one.text}; {text}"
+            return Check(name=name, passed=False, text=said, fix=fix)
     return Check(name=name, passed=True, text=text)
+
+
+def _fault(
+    settings: Settings, peer: Peer, one: RefusedAssociation, last: datetime | None
+) -> str | None:
+    """What lets this caller in, where it was this peer and nothing came from it since."""
+    theirs = remedies.peer_of(settings, one) == peer and not (last and _another(peer, one))
+    if not theirs or one.reason.expected or (last and last > one.last):
+        return None
+    return remedies.fix(settings, one)
+
+
+def _another(peer: Peer, one: Refused) -> bool:
+    """Did it call under a title that is not this peer's? One that sends has the right title."""
+    return bool(one.calling_ae_title) and one.calling_ae_title not in peer.calling_ae_titles
+
+
+def _strangers(settings: Settings, database: Database) -> Iterator[Check]:
+    """Those who are no peer's: no fault of this node, and perhaps a modality that is new."""
+    with database.transaction() as connection:
+        refused = associations.latest(connection)
+    for one in refused:
+        peer = remedies.peer_of(settings, one)
+        fix = remedies.fix(settings, one)
+        if fix and (peer is None or one.reason.expected or _another(peer, one)):
+            text = (
+                f"turned away {one.count} times, last {_when(one.last)}: {one.text}{_wanted(one)}"
+            )
+            yield Check(name=f"caller {_caller(one)}", passed=True, text=text, fix=fix)
+
+
+def _wanted(one: Refused) -> str:
+    from pydicom.uid import UID  # costs 0.7 s: only where there is something to name
+
+    names = [UID(uid).name for uid in one.contexts]
+    more = f" and {len(names) - 1} more" if names[1:] else ""
+    return f"; it asked for {names[0]}{more}" if names else ""
+
+
+def _caller(one: Refused) -> str:
+    way = " by TLS" if one.tls else ""
+    return f"{one.calling_ae_title or '(no title)'} at {one.address}{way}"
+
+
+def _when(at: datetime) -> str:
+    return at.isoformat(timespec="seconds")
 
 
 def _inward_hl7(settings: Settings, database: Database, peer: Peer) -> Check:
@@ -151,5 +206,5 @@ def _inward_hl7(settings: Settings, database: Database, peer: Peer) -> Check:
     with database.transaction() as connection:
         latest = sa.select(sa.func.max(report.c.received_at)).where(report.c.source == "hl7")
         last = connection.scalar(latest)
-    text = f"last report {last.isoformat(timespec='seconds')}" if last else "nothing sent yet"
+    text = f"last report {_when(last)}" if last else "nothing sent yet"
     return Check(name=name, passed=True, text=text)

@@ -95,6 +95,7 @@ class Postgres:
     name = "postgres"
     stop_signal = signal.SIGINT  #: fast shutdown: ends sessions, writes a checkpoint
     stop_seconds = 60.0
+    takes_hangup = False
     # Messages in English; sorting is the cluster's own business (C.UTF-8, built in).
     environment: Mapping[str, str] = {"LC_ALL": "C"}
 
@@ -201,6 +202,7 @@ class Valkey:
     name = "valkey"
     stop_signal = signal.SIGTERM
     stop_seconds = 20.0
+    takes_hangup = False
     environment: Mapping[str, str] = {"LC_ALL": "C"}
 
     def __init__(self, data: Path) -> None:

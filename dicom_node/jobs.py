@@ -73,34 +73,10 @@ def create(
     return job_id
 
 
-def has_started(connection: Connection, study_instance_uid: str, revision: int) -> bool:
-    """Does a job for this revision run, or has one ended?"""
-    found = sa.exists().where(
-        job.c.study_instance_uid == study_instance_uid,
-        job.c.revision == revision,
-        job.c.state != "queued",
-    )
-    return bool(connection.scalar(sa.select(found)))
-
-
 def exists_for(study_instance_uid: sa.Column[str], revision: sa.Column[int]) -> sa.Exists:
     """SQL: there is a job for the study and revision of the outer query's row."""
     return sa.exists().where(
         job.c.study_instance_uid == study_instance_uid, job.c.revision == revision
-    )
-
-
-def hasten(connection: Connection, study_instance_uid: str, due_at: datetime) -> None:
-    """A new image may be what waiting jobs of the study lack: let them look at ``due_at``."""
-    connection.execute(
-        sa.update(job)
-        .where(
-            job.c.study_instance_uid == study_instance_uid,
-            job.c.state == "queued",
-            job.c.attempts == 0,
-            job.c.due_at > due_at,
-        )
-        .values(due_at=due_at, nudged_at=None)
     )
 
 

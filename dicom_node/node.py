@@ -1,4 +1,4 @@
-"""One running node: the listeners and a one-second tick.
+"""One running node: what receives, and a one-second tick.
 
 The tick settles quiet studies, tells workers what is due (and tells them again when a nudge was
 lost), takes in final reports and reports the node as alive. Everything it does is a statement on
@@ -14,15 +14,27 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
-from dicom_node import __version__, associations, deliveries, heartbeats, jobs, studies
+from dicom_node import (
+    __version__,
+    associations,
+    deliveries,
+    heartbeats,
+    jobs,
+    retention,
+    studies,
+    tls,
+)
+from dicom_node.associations import Reason, Refused
 from dicom_node.config import Settings
 from dicom_node.db import Database, installation_id
+from dicom_node.disk import Watermarks
 from dicom_node.errors import OutOfResources
+from dicom_node.receiver import Receiver
 from dicom_node.reports import intake, store
 from dicom_node.reports.mllp_listener import MllpListener
 from dicom_node.results import uids
-from dicom_node.scp import Listener, may_call
-from dicom_node.storage import Storage, StoredInstance
+from dicom_node.scp import may_call
+from dicom_node.storage import Storage
 
 logger = logging.getLogger(__name__)
 
@@ -33,32 +45,72 @@ TICKS_PER_BEAT = 3
 Wake = Callable[[str, int], bool]
 
 
+def receive(receiver: Receiver, stop: threading.Event) -> None:
+    """Receive and nothing else, until ``stop`` is set; another process ticks.
+
+    Raises
+    ------
+    ConfigurationError
+        A port is taken, or a setting is wrong.
+    Deaf
+        We listen and do not answer any more.
+    """
+    with _listening(receiver):
+        while not stop.wait(TICK_SECONDS):
+            try:
+                receiver.tick()
+            except OutOfResources as error:
+                logger.warning("tick: %s", error)
+
+
+@contextmanager
+def _listening(receiver: Receiver | None) -> Iterator[None]:
+    if receiver is None:
+        yield
+        return
+    receiver.start()
+    try:
+        yield
+    finally:
+        receiver.stop()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
-    """The DICOM side of the service."""
+    """The DICOM side of the service.
+
+    ``receiver`` listens; ``None``: other processes do, and this one only ticks.
+    """
 
     settings: Settings
     database: Database
     storage: Storage
     wake: Wake  #: tells a worker to look at a job or delivery; False: the broker is away
     broker_answers: Callable[[], bool]
+    watermarks: Watermarks
+    receiver: Receiver | None = None
 
     def serve(self, stop: threading.Event) -> None:
         """Listen and tick until ``stop`` is set.
 
         A database that is away does not end the node: senders get 0xA700 and try again.
+
+        Raises
+        ------
+        ConfigurationError
+            A port is taken, or a setting is wrong.
+        Deaf
+            We listen and do not answer any more.
         """
-        listener = Listener(self.settings, self.storage, self.register, self.refused)
-        with self._hl7_served():
-            listener.start()
-            logger.info("%s listens on port %d", self.settings.node.ae_title, listener.port)
+        with self._hl7_served(), _listening(self.receiver):
             ticks = 0
             try:
                 while not stop.wait(TICK_SECONDS):
                     self._tick_or_log(beat=ticks % TICKS_PER_BEAT == 0)
+                    if ticks % self._ticks_between_clearings == 0:
+                        self._clear_or_log()
                     ticks += 1
             finally:
-                listener.stop()
                 self._leave()
 
     @contextmanager
@@ -73,7 +125,7 @@ class Node:
             (reports.hl7_host, reports.hl7_port),
             lambda message: intake.take_message(self.database, self.storage, message),
             lambda address: may_call(sources, address),
-            self.refused,
+            self._hl7_refused,
         )
         listener.start()
         logger.info("HL7 messages are taken on port %d", listener.port)
@@ -82,21 +134,19 @@ class Node:
         finally:
             listener.stop()
 
-    def register(self, stored: StoredInstance) -> None:
-        """Commit the row of an instance whose file is already durable."""
-        settings = self.settings
-        quiet = timedelta(seconds=settings.quiet_seconds(stored.calling_ae_title))
-        ready = timedelta(seconds=min(settings.study.ready_seconds, quiet.total_seconds()))
-        with self.database.transaction() as connection:
-            studies.register(connection, stored, quiet=quiet, ready=ready)
-
-    def refused(self, calling_ae_title: str, address: str, reason: str) -> None:
-        """Remember who was turned away."""
+    def _hl7_refused(self, caller: str, address: str, reason: str) -> None:
+        refused = Refused(
+            calling_ae_title=caller,
+            called_ae_title="",
+            address=address,
+            reason=Reason.HL7,
+            detail=reason,
+        )
         try:
             with self.database.transaction() as connection:
-                associations.refused(connection, calling_ae_title, address, reason)
+                associations.refused(connection, refused)
         except OutOfResources as error:
-            logger.warning("refused association not written down: %s", error)
+            logger.warning("refused HL7 connection not written down: %s", error)
 
     def tick(self) -> None:
         """Move what is due.
@@ -128,8 +178,23 @@ class Node:
         intake.take_received(self.database, self.storage, node_uid)
         intake.look_again(self.database)
 
-    def _tick_or_log(self, *, beat: bool) -> None:
+    @property
+    def _ticks_between_clearings(self) -> int:
+        return 60 if self.watermarks.accepting else 10
+
+    def _clear_or_log(self) -> None:
+        """Let finished studies go whose time has come, and what a kill -9 left half written."""
         try:
+            self.storage.sweep()
+            retention.apply(self.database, self.storage, self.settings, self.watermarks)
+        except OutOfResources as error:
+            logger.warning("retention: %s", error)
+
+    def _tick_or_log(self, *, beat: bool) -> None:
+        self.watermarks.look()
+        try:
+            if self.receiver is not None:
+                self.receiver.tick()
             self.tick()
             if beat:
                 self._beat()
@@ -144,6 +209,8 @@ class Node:
             "port": self.settings.node.port,
             "broker_up": self.broker_answers(),
             "free_bytes": self.storage.free_bytes(),
+            "disk": self.watermarks.state,
+            "tls": tls.facts(self.settings.tls),
         }
         with self.database.transaction() as connection:
             heartbeats.beat(connection, heartbeats.process_name("node"), "node", facts)

@@ -1,4 +1,4 @@
-"""Who answers C-ECHO and C-STORE: negotiate, keep the bytes, register, then say 0x0000.
+"""Who may associate and what becomes of what they send: Verification and Storage.
 
 Success means "durably mine" (file synced *and* row committed). An unknown caller is turned away
 before anything else: a calling AE title and an address must both be those of one configured peer
@@ -7,20 +7,15 @@ with the role ``source``, and the called AE title must be ours.
 
 from __future__ import annotations
 
-import hashlib
-import ipaddress
+import errno
 import logging
 import socket
-import time
-import zlib
+import threading
+from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from io import BytesIO
-from typing import cast
+from contextlib import suppress
+from typing import Literal
 
-from pydicom.dataset import Dataset
-from pydicom.filereader import read_dataset
-from pydicom.tag import BaseTag, Tag
 from pydicom.uid import (
     HTJ2K,
     JPEG2000,
@@ -40,39 +35,24 @@ from pydicom.uid import (
     JPEGLSNearLossless,
     RLELossless,
 )
-from pynetdicom import AE, _config, build_context, evt
-from pynetdicom.association import Association
-from pynetdicom.dimse_messages import C_STORE_RQ
-from pynetdicom.dimse_primitives import C_STORE
-from pynetdicom.pdu_primitives import A_ASSOCIATE, SOPClassCommonExtendedNegotiation
+from pynetdicom import build_context
+from pynetdicom.presentation import PresentationContext
 from pynetdicom.service_class import ServiceClass, StorageServiceClass
 from pynetdicom.sop_class import uid_to_service_class
-from pynetdicom.transport import AssociationSocket, ThreadedAssociationServer
 
+from dicom_node import acceptor, dimse, filing
+from dicom_node.acceptor import Context, Receiving, Rejection, Request
+from dicom_node.associations import Reason, Refused
 from dicom_node.config import Peer, Settings
-from dicom_node.errors import (
-    CannotUnderstand,
-    ConfigurationError,
-    NodeError,
-    WrongSopClass,
-    trace,
-)
-from dicom_node.malformed import MALFORMED
-from dicom_node.storage import (
-    IMPLEMENTATION_CLASS_UID,
-    IMPLEMENTATION_VERSION_NAME,
-    Identity,
-    Storage,
-    StoredInstance,
-    checked_uid,
-    identity_key,
-)
+from dicom_node.dimse import Command
+from dicom_node.disk import Watermarks
+from dicom_node.errors import NodeError, OutOfResources, trace
+from dicom_node.listener import Endpoint, Listener
+from dicom_node.storage import Incoming, Storage, StoredInstance
+from dicom_node.tls import Material, explain
+from dicom_node.upper_layer import Abort, Connection, Deadlines
 
 logger = logging.getLogger(__name__)
-
-# pynetdicom's standard handlers would format every message for its log, and stop at one without
-# UIDs before _on_message sees it. The one module-wide switch of pynetdicom that is set here.
-_config.LOG_HANDLER_LEVEL = "none"
 
 #: Everything we can decode, best first: of several syntaxes that a sender offers in one context
 #: the first of these is taken, so that it need not compress and never compresses lossily for us.
@@ -97,74 +77,26 @@ TRANSFER_SYNTAXES = [
 
 _PROPOSABLE: list[str | UID] = [*TRANSFER_SYNTAXES]  # pynetdicom's type is invariant
 
-#: Associations at a time; one more is answered "local limit exceeded" (PS3.8 9.3.4).
-MAXIMUM_ASSOCIATIONS = 32
-#: Bytes; PS3.8 D.1. Large enough that a chest X-ray is about 100 PDUs.
-MAXIMUM_PDU_SIZE = 128 * 1024
-ACSE_TIMEOUT = 30.0  # seconds until a new connection must have asked for an association
-NETWORK_TIMEOUT = 60.0  # seconds of silence until an association is given up
-STOP_GRACE = 3.0  # seconds that running associations get when we stop
+#: Associations beyond the others' bound that ask for Verification only, in total and for each
+#: address: whoever checks whether we live gets an answer while we are busy, or take nothing for
+#: want of room.
+VERIFICATION_PLACES = 32
+VERIFICATION_PLACES_PER_ADDRESS = 4
 
-#: Bytes of a deflated data set that are looked at to find the UIDs: bounds a zip bomb.
-MAXIMUM_HEADER = 16 * 1024 * 1024
-
-_VERIFICATION = "1.2.840.10008.1.1"  # PS3.4 A.4
-_STORAGE_SERVICE_CLASS = "1.2.840.10008.4.2"  # PS3.4 B.3.1.5 (related general SOP classes)
+_VERIFICATION = UID("1.2.840.10008.1.1")  # PS3.4 A.4
 _STORAGE_ROOT = "1.2.840.10008.5.1.4.1.1."  # PS3.6 A: composite storage SOP classes
-_NO_DATA_SET = 0x0101  # PS3.7 E.1, Command Data Set Type
 _PROCESSING_FAILURE = 0x0110  # PS3.7 C.5.10
-_NOT_RECOGNISED = {"calling": 3, "called": 7}  # PS3.8 9.3.4, source 1 (service-user)
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+_CALLING, _CALLED = 3, 7  # PS3.8 9.3.4, diagnostics of source 1: AE title not recognized
 
-_STUDY_INSTANCE_UID = Tag(0x0020, 0x000D)
-_SERIES_INSTANCE_UID = Tag(0x0020, 0x000E)
-_SOP_CLASS_UID = Tag(0x0008, 0x0016)
-_SOP_INSTANCE_UID = Tag(0x0008, 0x0018)
-_STUDY_DATE = Tag(0x0008, 0x0020)
-_ACCESSION_NUMBER = Tag(0x0008, 0x0050)
-_ISSUER_OF_ACCESSION_NUMBER = Tag(0x0008, 0x0051)
-_LOCAL_NAMESPACE_ENTITY_ID = Tag(0x0040, 0x0031)
-_UNIVERSAL_ENTITY_ID = Tag(0x0040, 0x0032)
-_PATIENT_ID = Tag(0x0010, 0x0020)
-_ISSUER_OF_PATIENT_ID = Tag(0x0010, 0x0021)
-_NEEDED: list[BaseTag | int] = [
-    _SOP_CLASS_UID,
-    _SOP_INSTANCE_UID,
-    _STUDY_DATE,
-    _ACCESSION_NUMBER,
-    _ISSUER_OF_ACCESSION_NUMBER,
-    _PATIENT_ID,
-    _ISSUER_OF_PATIENT_ID,
-    _STUDY_INSTANCE_UID,
-    _SERIES_INSTANCE_UID,
-]
+#: The watchdog's port: reached from this machine only, Verification only.
+_OWN = Endpoint(host="127.0.0.1", port=0, local=True)
+
+#: The instance, and what puts its file in place.
+Register = Callable[[StoredInstance, Callable[[], None]], None]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Header:
-    """What filing needs of a data set; "" where it says nothing."""
-
-    study_instance_uid: str
-    series_instance_uid: str
-    sop_instance_uid: str
-    sop_class_uid: str
-    patient_key: str
-    identity: Identity
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Refusal:
-    """Why an association is turned away."""
-
-    diagnostic: int  #: PS3.8 9.3.4, of source 1
-    reason: str
-
-
-#: calling AE title, address, reason
-Refused = Callable[[str, str, str], None]
-Register = Callable[[StoredInstance], None]
-
-
-class Listener:
+class Scp:
     """Answers the network: Verification and Storage.
 
     Parameters
@@ -174,27 +106,40 @@ class Listener:
     storage
         Where data sets go.
     register
-        Commits the row of a kept instance; raises ``OutOfResources`` where it can't.
+        Makes an instance durable: its file, by the second argument, the folder's entry, its row;
+        raises ``OutOfResources`` where it can't.
     refused
-        Told of every association that is turned away.
+        Told of everybody who is turned away.
+    watermarks
+        Whether the disk has room.
+    tls
+        Certificates, where there is a TLS port.
     """
 
     def __init__(
-        self, settings: Settings, storage: Storage, register: Register, refused: Refused
+        self,
+        settings: Settings,
+        storage: Storage,
+        register: Register,
+        refused: Callable[[Refused], None],
+        watermarks: Watermarks,
+        tls: Material | None = None,
+        deadlines: Deadlines | None = None,
     ) -> None:
         self._settings = settings
         self._storage = storage
         self._register = register
-        self._refused = refused
-        self._ae = _application_entity(settings.node.ae_title)
-        self._server: ThreadedAssociationServer | None = None
-
-    @property
-    def port(self) -> int:
-        """The TCP port that is listened on, once started."""
-        if self._server is None:
-            raise RuntimeError("the listener is not started")
-        return int(self._server.server_address[1])
+        self.refused = refused
+        self._watermarks = watermarks
+        self._places = Places(
+            total=settings.listener.associations,
+            per_address=settings.listener.associations_per_address,
+        )
+        self._verifying = Places(
+            total=VERIFICATION_PLACES, per_address=VERIFICATION_PLACES_PER_ADDRESS
+        )
+        self._listener = Listener(self._serve, self._no_tls, deadlines)
+        self._plain, self._secure = _endpoints(settings, tls)
 
     def start(self) -> None:
         """Listen.
@@ -202,104 +147,119 @@ class Listener:
         Raises
         ------
         ConfigurationError
-            The port is taken, or the host is not ours.
+            A port is taken, or the host is not ours.
         """
-        node = self._settings.node
-        # Verification only: what a peer may store is added per association, after admission, so
-        # that a fault on the way to there leaves the door shut.
-        contexts = [build_context(_VERIFICATION, _PROPOSABLE[:2])]
-        handlers: list[evt.EventHandlerType] = [
-            (evt.EVT_CONN_OPEN, _bound_waiting),
-            (evt.EVT_REQUESTED, self._on_requested),
-            (evt.EVT_REJECTED, self._on_rejected),
-            (evt.EVT_SOP_COMMON, _on_sop_common),
-            (evt.EVT_DIMSE_RECV, _on_message),
-            (evt.EVT_C_STORE, self._on_c_store),
-        ]
-        try:
-            self._server = self._ae.start_server(
-                (node.host, node.port), block=False, evt_handlers=handlers, contexts=contexts
-            )
-        except OSError as error:
-            raise ConfigurationError(
-                f"node.host, node.port: can't listen on {node.host}:{node.port}: {error.strerror}"
-            ) from error
+        endpoints = [self._plain, *([self._secure] if self._secure else []), _OWN]
+        self._listener.start(endpoints)
 
     def stop(self) -> None:
-        """Stop listening; running associations get a moment to end, then they are aborted."""
-        if self._server is None:
-            return
-        self._server.shutdown()
-        deadline = time.monotonic() + STOP_GRACE
-        for association in self._ae.active_associations:
-            if association.is_established:
-                association.join(max(0.0, deadline - time.monotonic()))
-        self._ae.shutdown()
-        self._server = None
+        """Stop listening; running associations get a moment to end, then they are cut."""
+        self._listener.stop()
 
-    def _on_requested(self, event: evt.Event) -> None:
-        """Admit or turn away (PS3.8 9.3.4); the events of pynetdicom allow both here."""
-        association = event.assoc
-        refusal = refusal_of(
-            self._settings,
-            called_ae_title=_request(association).called_ae_title,
-            calling_ae_title=_request(association).calling_ae_title,
-            address=_address(association),
-        )
-        if refusal is None:
-            association.acceptor.supported_contexts += [
-                build_context(uid, _PROPOSABLE) for uid in _proposed_storage(association)
-            ]
-            return
-        # Result 1: permanent; source 1: the service-user, us.
-        association.acse.send_reject(1, 1, refusal.diagnostic)
-        try:
-            self._report(association, refusal.reason)
-        finally:
-            association.kill()
+    @property
+    def port(self) -> int:
+        """The TCP port that is listened on, once started."""
+        return self._listener.port(self._plain)
 
-    def _on_rejected(self, event: evt.Event) -> None:
-        """pynetdicom turned it away: its only reason is the number of associations."""
-        self._report(event.assoc, f"more than {MAXIMUM_ASSOCIATIONS} associations at a time")
+    @property
+    def tls_port(self) -> int | None:
+        """The TCP port for TLS, once started; ``None`` where there is none."""
+        return self._listener.port(self._secure) if self._secure else None
 
-    def _report(self, association: Association, reason: str) -> None:
-        calling_ae_title = _request(association).calling_ae_title
-        address = _address(association)
-        logger.warning("refused an association of %s at %s: %s", calling_ae_title, address, reason)
-        self._refused(calling_ae_title, address, reason)
+    @property
+    def own_port(self) -> int:
+        """The port that only this machine reaches, for the watchdog."""
+        return self._listener.port(_OWN)
 
-    def _on_c_store(self, event: evt.Event) -> int:
-        """A border: every fault becomes a DIMSE status (PS3.4 B.2.3)."""
-        request = cast(C_STORE, event.request)
-        try:
-            self._store(event, request)
-        except NodeError as error:
-            logger.warning(
-                "C-STORE of %s from %s: 0x%04X %s",
-                request.AffectedSOPInstanceUID,
-                event.assoc.requestor.ae_title,
-                error.dimse_status,
-                error,
+    def _serve(self, connection: Connection) -> None:
+        acceptor.serve(connection, self)
+
+    def _no_tls(self, connection: Connection, error: OSError) -> None:
+        self.refused(
+            Refused(
+                calling_ae_title="",
+                called_ae_title="",
+                address=connection.address,
+                reason=Reason.TLS_HANDSHAKE,
+                tls=True,
+                detail=explain(error),
             )
-            return error.dimse_status
-        except Exception as error:
-            uid = request.AffectedSOPInstanceUID
-            logger.error("C-STORE of %s: our bug\n%s", uid, trace(error))
-            return _PROCESSING_FAILURE
-        return 0x0000
-
-    def _store(self, event: evt.Event, request: C_STORE) -> None:
-        data_set = event.encoded_dataset(include_meta=False)
-        transfer_syntax = event.context.transfer_syntax
-        header = read_header(data_set, transfer_syntax)
-        _check(header, str(request.AffectedSOPClassUID), str(request.AffectedSOPInstanceUID))
-        kept = self._storage.keep_instance(
-            study_instance_uid=header.study_instance_uid,
-            sop_instance_uid=header.sop_instance_uid,
-            sop_class_uid=header.sop_class_uid,
-            transfer_syntax_uid=transfer_syntax,
-            data_set=data_set,
         )
+
+    def admit(self, request: Request) -> _Association | Rejection:
+        """Let the caller in, or say why not (PS3.8 9.3.4)."""
+        verification_only = {*request.abstract_syntaxes} <= {_VERIFICATION}
+        if request.local:
+            if verification_only:
+                return _Association(self, request, None)  # the watchdog needs no place
+            return Rejection(reason=Reason.UNKNOWN_TITLE, diagnostic=_CALLING)
+        rejection = rejection_of(self._settings, request)
+        if rejection is not None:
+            return rejection
+        if not (verification_only or self._watermarks.accepting):
+            return _congested(Reason.DISK_FULL)
+        places = self._verifying if verification_only else self._places
+        reason = places.take(request.address)
+        if reason is not None:
+            return _congested(reason)
+        return _Association(self, request, places)
+
+    @staticmethod
+    def supported(abstract_syntax: UID) -> PresentationContext | None:
+        """Verification, and whatever can be stored."""
+        if abstract_syntax == _VERIFICATION:
+            return build_context(_VERIFICATION, _PROPOSABLE[:2])
+        return build_context(abstract_syntax, _PROPOSABLE) if _is_storage(abstract_syntax) else None
+
+    def receive(self, request: Request, command: Command, context: Context) -> Receiving:
+        """A C-STORE-RQ begins."""
+        return _Storing(self, request, command, context.transfer_syntax)
+
+    def begin(self, command: Command, transfer_syntax: UID) -> Incoming:
+        """Open a file for a data set.
+
+        Raises
+        ------
+        NodeError
+            Disk full, or UIDs that can't be filed.
+        """
+        if not self._watermarks.accepting:
+            raise OutOfResources("the disk is full")
+        return self._storage.receive(
+            sop_class_uid=command.affected_sop_class_uid,
+            sop_instance_uid=command.affected_sop_instance_uid,
+            transfer_syntax_uid=transfer_syntax,
+        )
+
+    def prepare(self) -> None:
+        """Make a file for the next data set."""
+        self._storage.prepare()
+
+    def look_at_disk(self, error: Exception) -> None:
+        """A write that finds no room closes the door at once."""
+        if isinstance(error.__cause__, OSError) and error.__cause__.errno in _NO_ROOM:
+            self._watermarks.full()
+
+    def has_room(self) -> bool:
+        """May more be written?"""
+        return self._watermarks.accepting
+
+    def keep(
+        self, incoming: Incoming, request: Request, command: Command, transfer_syntax: UID
+    ) -> None:
+        """Make a whole data set durable; PS3.4 B.2.3.
+
+        Raises
+        ------
+        NodeError
+            It can't be filed, or resources are away.
+        """
+        header = filing.scan(incoming.head, transfer_syntax)
+        if header is None:
+            with incoming.data_set() as data_set:
+                header = filing.read_header(data_set, transfer_syntax)
+        filing.check(header, command.affected_sop_class_uid, command.affected_sop_instance_uid)
+        kept = incoming.place(header.study_instance_uid)
         self._register(
             StoredInstance(
                 study_instance_uid=header.study_instance_uid,
@@ -310,36 +270,165 @@ class Listener:
                 path=kept.path,
                 sha256=kept.sha256,
                 size=kept.size,
-                calling_ae_title=event.assoc.requestor.ae_title,
-                address=_address(event.assoc),
+                calling_ae_title=request.calling_ae_title,
+                address=request.address,
                 patient_key=header.patient_key,
                 identity=header.identity,
-            )
+            ),
+            incoming.settle,
         )
 
 
-def refusal_of(
-    settings: Settings, *, called_ae_title: str, calling_ae_title: str, address: str
-) -> Refusal | None:
+class _Association:
+    """An admitted association; its place is given back in the end."""
+
+    def __init__(self, scp: Scp, request: Request, places: Places | None) -> None:
+        self._scp = scp
+        self._request = request
+        self._places = places
+
+    def __enter__(self) -> _Association:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._places is not None:
+            self._places.give_back(self._request.address)
+
+    def receive(self, command: Command, context: Context) -> Receiving:
+        """A C-STORE-RQ; nothing else comes with a data set."""
+        stores = command.command_field == dimse.C_STORE_RQ
+        if not stores or context.abstract_syntax == _VERIFICATION:
+            raise Abort(f"request 0x{command.command_field:04X} out of place", source=0)
+        if not (command.affected_sop_class_uid and command.affected_sop_instance_uid):
+            # Both are mandatory (PS3.7 9.3.1.1), and an answer could not name them.
+            raise Abort("C-STORE-RQ without SOP Class or Instance UID", source=0)
+        return self._scp.receive(self._request, command, context)
+
+    def prepare(self) -> None:
+        """Where objects come, the next one's file can be made."""
+        if self._request.abstract_syntaxes != (_VERIFICATION,):
+            self._scp.prepare()
+
+    def answer(self, command: Command, context: Context) -> int:
+        """C-ECHO (PS3.7 9.1.5); nothing else comes without a data set."""
+        if command.command_field != dimse.C_ECHO_RQ:
+            raise Abort(f"request 0x{command.command_field:04X} without a data set", source=0)
+        return 0x0000
+
+
+class _Storing:
+    """One C-STORE: what goes wrong on the way is the answer in the end."""
+
+    def __init__(self, scp: Scp, request: Request, command: Command, transfer_syntax: UID) -> None:
+        self._scp = scp
+        self._request = request
+        self._command = command
+        self._transfer_syntax = transfer_syntax
+        self._incoming: Incoming | None = None
+        self._fault: Exception | None = None
+        try:
+            self._incoming = scp.begin(command, transfer_syntax)
+        except Exception as error:
+            self._fault = error
+
+    def write(self, piece: memoryview) -> None:
+        """The next bytes; after a fault they are thrown away (PS3.7 9.1.1: the answer waits)."""
+        if self._incoming is None:
+            return
+        try:
+            self._incoming.write(piece)
+            if not self._scp.has_room():
+                raise OutOfResources("the disk has become full")
+        except Exception as error:
+            self._fault = error
+            self._scp.look_at_disk(error)
+            self.drop()
+
+    def finish(self) -> int:
+        """A border: every fault becomes a DIMSE status (PS3.4 B.2.3)."""
+        try:
+            if self._incoming is None:
+                raise self._fault or OutOfResources("nothing was written")
+            self._scp.keep(self._incoming, self._request, self._command, self._transfer_syntax)
+        except NodeError as error:
+            self._scp.look_at_disk(error)
+            logger.warning("C-STORE of %s: 0x%04X %s", self._who, error.dimse_status, error)
+            return error.dimse_status
+        except Exception as error:
+            logger.error("C-STORE of %s: our bug\n%s", self._who, trace(error))
+            return _PROCESSING_FAILURE
+        finally:
+            self.drop()
+        return 0x0000
+
+    def drop(self) -> None:
+        """Forget what was written, where it has not found its place."""
+        if self._incoming is not None:
+            self._incoming.drop()
+            self._incoming = None
+
+    @property
+    def _who(self) -> str:
+        uid = self._command.affected_sop_instance_uid
+        return f"{uid} from {self._request.calling_ae_title}"
+
+
+class Places:
+    """Who may have an association just now.
+
+    Parameters
+    ----------
+    total, per_address
+        Associations at a time.
+    """
+
+    def __init__(self, *, total: int, per_address: int) -> None:
+        self._total = total
+        self._per_address = per_address
+        self._lock = threading.Lock()
+        self._taken: Counter[str] = Counter()
+
+    def take(self, address: str) -> Literal[Reason.LIMIT, Reason.LIMIT_PER_ADDRESS] | None:
+        """Take a place, or say why there is none."""
+        with self._lock:
+            if self._taken.total() >= self._total:
+                return Reason.LIMIT
+            if self._taken[address] >= self._per_address:
+                return Reason.LIMIT_PER_ADDRESS
+            self._taken[address] += 1
+            return None
+
+    def give_back(self, address: str) -> None:
+        """The association has ended."""
+        with self._lock:
+            self._taken[address] -= 1
+            if not self._taken[address]:
+                del self._taken[address]
+
+
+def rejection_of(settings: Settings, request: Request) -> Rejection | None:
     """Why this caller may not talk to us; ``None``: it may.
 
     Without a configured source nobody may. A right title from a wrong address gets the same
     answer as a wrong title, so that titles can't be guessed; the reason tells the administrator.
     """
-    if called_ae_title != settings.node.ae_title.strip():
-        return Refusal(
-            diagnostic=_NOT_RECOGNISED["called"],
-            reason=f"called AE title {called_ae_title} is not ours",
-        )
+    if request.called_ae_title != settings.node.ae_title.strip():
+        return Rejection(reason=Reason.WRONG_CALLED_TITLE, diagnostic=_CALLED)
     sources = [
         peer
         for peer in settings.peers
-        if peer.is_source and peer.protocol == "dicom" and peer.ae_title.strip() == calling_ae_title
+        if peer.is_source
+        and peer.protocol == "dicom"
+        and request.calling_ae_title in peer.calling_ae_titles
     ]
-    if may_call(sources, address):
-        return None
-    reason = "address is not this peer's" if sources else "no peer with this AE title may send"
-    return Refusal(diagnostic=_NOT_RECOGNISED["calling"], reason=reason)
+    if not sources:
+        return Rejection(reason=Reason.UNKNOWN_TITLE, diagnostic=_CALLING)
+    here = [peer for peer in sources if may_call([peer], request.address)]
+    if not here:
+        return Rejection(reason=Reason.WRONG_ADDRESS, diagnostic=_CALLING)
+    if not request.tls and all(peer.tls for peer in here):
+        return Rejection(reason=Reason.TLS_REQUIRED, diagnostic=_CALLING)
+    return None
 
 
 def may_call(sources: Iterable[Peer], address: str) -> bool:
@@ -347,94 +436,18 @@ def may_call(sources: Iterable[Peer], address: str) -> bool:
     return any(peer.may_call_from(_names(address, peer)) for peer in sources)
 
 
-def read_header(data_set: bytes, transfer_syntax: UID) -> Header:
-    """Read what filing needs from an encoded data set, up to Series Instance UID.
-
-    Values are taken raw: nothing else is decoded, converted or logged.
-
-    Raises
-    ------
-    CannotUnderstand
-        The bytes are no data set of this transfer syntax.
-    """
-    try:
-        stream = BytesIO(_inflated(data_set) if transfer_syntax.is_deflated else data_set)
-        found = read_dataset(
-            stream,
-            transfer_syntax.is_implicit_VR,
-            transfer_syntax.is_little_endian,
-            stop_when=lambda tag, vr, length: tag > _SERIES_INSTANCE_UID,
-            specific_tags=_NEEDED,
-        )
-    except MALFORMED as error:
-        # "from None": pydicom puts values of elements into its messages
-        why = f"data set can't be parsed: {type(error).__name__}"
-        raise CannotUnderstand(why) from None
-    return Header(
-        study_instance_uid=_text(found, _STUDY_INSTANCE_UID),
-        series_instance_uid=_text(found, _SERIES_INSTANCE_UID),
-        sop_instance_uid=_text(found, _SOP_INSTANCE_UID),
-        sop_class_uid=_text(found, _SOP_CLASS_UID),
-        patient_key=_patient_key(found),
-        identity=_identity(found),
-    )
+def _congested(reason: Reason) -> Rejection:
+    """PS3.8 9.3.4: rejected-transient, service-provider (presentation), local-limit-exceeded."""
+    return Rejection(reason=reason, result=2, source=3, diagnostic=2)
 
 
-def _application_entity(ae_title: str) -> AE:
-    entity = AE(ae_title)
-    entity.implementation_class_uid = UID(IMPLEMENTATION_CLASS_UID)
-    entity.implementation_version_name = IMPLEMENTATION_VERSION_NAME
-    entity.maximum_associations = MAXIMUM_ASSOCIATIONS
-    entity.maximum_pdu_size = MAXIMUM_PDU_SIZE
-    entity.acse_timeout = ACSE_TIMEOUT
-    entity.dimse_timeout = NETWORK_TIMEOUT
-    entity.network_timeout = NETWORK_TIMEOUT
-    return entity
-
-
-def _bound_waiting(event: evt.Event) -> None:
-    """A peer that stops in the middle of a PDU holds a thread no longer than the time-out."""
-    connection = cast(AssociationSocket, event.assoc.dul.socket).socket
-    cast(socket.socket, connection).settimeout(NETWORK_TIMEOUT)
-
-
-def _on_message(event: evt.Event) -> None:
-    """Abort a C-STORE-RQ without its UIDs or data set, which are mandatory (PS3.7 9.3.1.1).
-
-    pynetdicom only logs such a message, and the sender would wait for an answer until it tires.
-    """
-    if not isinstance(event.message, C_STORE_RQ):
-        return
-    command = event.message.command_set
-    named = command.get("AffectedSOPClassUID") and command.get("AffectedSOPInstanceUID")
-    if not named or command.get("CommandDataSetType") == _NO_DATA_SET:
-        logger.warning("C-STORE-RQ without SOP Class UID, Instance UID or data set: aborted")
-        event.assoc.abort()
-
-
-def _on_sop_common(event: evt.Event) -> dict[UID, SOPClassCommonExtendedNegotiation]:
-    """Say that private and retired SOP classes belong to the Storage service class.
-
-    PS3.7 D.3.3.6 lets the requestor say so; few do, so we say it for them. It steers pynetdicom's
-    dispatch for this association only; nothing of it goes on the wire.
-    """
-    return {
-        uid: _storage_item(uid)
-        for uid in _proposed_storage(event.assoc)
-        if uid_to_service_class(uid) is not StorageServiceClass
-    }
-
-
-def _storage_item(uid: UID) -> SOPClassCommonExtendedNegotiation:
-    item = SOPClassCommonExtendedNegotiation()
-    item.sop_class_uid = uid
-    item.service_class_uid = UID(_STORAGE_SERVICE_CLASS)
-    return item
-
-
-def _proposed_storage(association: Association) -> set[UID]:
-    proposed = {UID(str(cx.abstract_syntax)) for cx in association.requestor.requested_contexts}
-    return {uid for uid in proposed if _is_storage(uid)}
+def _endpoints(settings: Settings, tls: Material | None) -> tuple[Endpoint, Endpoint | None]:
+    node, shared = settings.node, settings.listener.processes > 1
+    plain = Endpoint(host=node.host, port=node.port, shared=shared)
+    if tls is None:
+        return plain, None
+    secure = Endpoint(host=node.host, port=settings.tls.port, tls=tls.server_context, shared=shared)
+    return plain, secure
 
 
 def _is_storage(uid: UID) -> bool:
@@ -442,16 +455,6 @@ def _is_storage(uid: UID) -> bool:
     if service is not ServiceClass:
         return service is StorageServiceClass
     return uid.is_private or uid.startswith(_STORAGE_ROOT)  # not known to pynetdicom
-
-
-def _request(association: Association) -> A_ASSOCIATE:
-    return cast(A_ASSOCIATE, association.requestor.primitive)
-
-
-def _address(association: Association) -> str:
-    address = str(association.requestor.address)
-    mapped = getattr(ipaddress.ip_address(address), "ipv4_mapped", None)
-    return str(mapped or address)
 
 
 def _names(address: str, peer: Peer) -> frozenset[str]:
@@ -462,75 +465,6 @@ def _names(address: str, peer: Peer) -> frozenset[str]:
 def _resolves_to(host: str, address: str) -> bool:
     if "/" in host:  # a network
         return False
-    try:
+    with suppress(OSError, UnicodeError):  # no such host
         return any(found[4][0] == address for found in socket.getaddrinfo(host, None))
-    except (OSError, UnicodeError):  # no such host
-        return False
-
-
-def _check(header: Header, affected_sop_class_uid: str, affected_sop_instance_uid: str) -> None:
-    """PS3.4 B.2.3: the data set is what the command says, and can be filed."""
-    said = (affected_sop_class_uid, affected_sop_instance_uid)
-    if (header.sop_class_uid, header.sop_instance_uid) != said:
-        raise WrongSopClass("SOP Class or Instance UID differ between command and data set")
-    for keyword, value in (
-        ("StudyInstanceUID", header.study_instance_uid),
-        ("SeriesInstanceUID", header.series_instance_uid),
-    ):
-        checked_uid(value, keyword)
-
-
-def _inflated(data_set: bytes) -> bytes:
-    """PS3.5 A.5: RFC 1951 without zlib's header; only as much as a header may take."""
-    return zlib.decompressobj(-zlib.MAX_WBITS).decompress(data_set, MAXIMUM_HEADER)
-
-
-def _raw(found: Dataset, tag: BaseTag) -> bytes:
-    if tag not in found:
-        return b""
-    value = found.get_item(tag).value
-    return value.strip(b" \0") if isinstance(value, bytes) else b""
-
-
-def _text(found: Dataset, tag: BaseTag) -> str:
-    return _raw(found, tag).decode("ascii", "replace")
-
-
-def _patient_key(found: Dataset) -> str:
-    patient_id = _raw(found, _PATIENT_ID)
-    if not patient_id:
-        return ""
-    return hashlib.sha256(_raw(found, _ISSUER_OF_PATIENT_ID) + b"|" + patient_id).hexdigest()
-
-
-def _identity(found: Dataset) -> Identity:
-    day = _text(found, _STUDY_DATE).replace(".", "").replace("-", "")  # ACR-NEMA 2.0: YYYY.MM.DD
-    return Identity(
-        patient_id_key=_key(found, _PATIENT_ID),
-        patient_issuer_key=_key(found, _ISSUER_OF_PATIENT_ID),
-        accession_key=_key(found, _ACCESSION_NUMBER),
-        accession_issuer_key=_accession_issuer_key(found),
-        study_date=day if len(day) == 8 and day.isdigit() else "",
-    )
-
-
-def _accession_issuer_key(found: Dataset) -> str:
-    """Of PS3.3 10.17, HL7v2 Hierarchic Designator; empty too where it can't be parsed."""
-    try:
-        (item,) = found[_ISSUER_OF_ACCESSION_NUMBER].value
-        return _key(item, _LOCAL_NAMESPACE_ENTITY_ID) or _key(item, _UNIVERSAL_ENTITY_ID)
-    except MALFORMED:  # an image is not refused for it
-        return ""
-
-
-def _key(found: Dataset, tag: BaseTag) -> str:
-    """The key of an identifier.
-
-    Of other character sets than these two none is decoded here: a report that names such an
-    identifier finds no study by it, which is safe.
-    """
-    raw = _raw(found, tag)
-    try:
-        return identity_key(raw.decode("utf-8"))
-    except UnicodeDecodeError:
-        return identity_key(raw.decode("latin-1"))
+    return False

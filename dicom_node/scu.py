@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import re
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -31,7 +32,8 @@ from pynetdicom.pdu_primitives import A_ASSOCIATE
 from pynetdicom.presentation import PresentationContext
 from pynetdicom.transport import AssociationSocket
 
-from dicom_node.config import Peer
+from dicom_node import tls as node_tls
+from dicom_node.config import Peer, Tls
 from dicom_node.errors import (
     ConfigurationError,
     NotSupported,
@@ -132,12 +134,22 @@ class DicomPeer:
         Who we are.
     timeouts
         How long to wait.
+    tls
+        Our certificates, for a peer that is called by TLS; the files are read for every
+        association, so that new ones need no restart.
     """
 
-    def __init__(self, peer: Peer, calling_ae_title: str, timeouts: Timeouts | None = None) -> None:
+    def __init__(
+        self,
+        peer: Peer,
+        calling_ae_title: str,
+        timeouts: Timeouts | None = None,
+        tls: Tls | None = None,
+    ) -> None:
         self._peer = peer
         self._calling_ae_title = calling_ae_title
         self._timeouts = timeouts or Timeouts()
+        self._tls = tls or Tls()
 
     def verify(self) -> None:
         """C-ECHO.
@@ -194,7 +206,7 @@ class DicomPeer:
             The peer can't be asked.
         """
         if self._peer.proof == "find":
-            return self._lists(reference)
+            return self._at_queries()._lists(reference)
         return self._peer.proof == "none"
 
     def store(self, association: Association, file: Path | Dataset) -> int:
@@ -227,6 +239,7 @@ class DicomPeer:
 
     def _associate(self, contexts: Sequence[PresentationContext]) -> Association:
         connected: list[evt.Event] = []
+        faults: list[OSError] = []  # of TLS; pynetdicom keeps them to itself
         entity = _application_entity(self._calling_ae_title, self._timeouts)
         try:
             association = entity.associate(
@@ -238,13 +251,30 @@ class DicomPeer:
                     (evt.EVT_CONN_OPEN, connected.append),
                     (evt.EVT_CONN_OPEN, _on_connected),
                 ],
+                tls_args=self._tls_arguments(faults) if self._peer.tls else None,
             )
         except OSError as error:  # the name does not resolve
             raise PeerError(f"{self._who()} can't be reached: {error.strerror}") from error
+        if faults and not association.is_established:
+            why = node_tls.explain(faults[0])
+            raise PeerError(f"{self._who()} can't be called by TLS: {why}") from faults[0]
         if not association.is_established:
             kind = NotSupported if association.rejected_contexts else PeerError
             raise kind(f"{self._who()} {_why_not(association, bool(connected))}")
         return association
+
+    def _tls_arguments(self, faults: list[OSError]) -> tuple[ssl.SSLContext, str]:
+        """What pynetdicom needs; the certificate must name the host as it is configured."""
+        try:
+            context = node_tls.Material(self._tls).client_context()
+        except ConfigurationError as error:  # not for good: the files are read again next time
+            raise PeerError(f"{self._who()} can't be called by TLS: {error}") from error
+        context.sslsocket_class = _noting(faults)
+        return context, self._peer.address
+
+    def _at_queries(self) -> DicomPeer:
+        """The same peer where it answers queries."""
+        return DicomPeer(self._peer.for_queries, self._calling_ae_title, self._timeouts, self._tls)
 
     def _lists(self, reference: Reference) -> bool:
         """PS3.4 C.4.1: C-FIND at IMAGE level in the Study Root model, unique keys only."""
@@ -326,6 +356,7 @@ def send_files(
     calling_ae_title: str,
     progress: Callable[[Outcome], None] = lambda outcome: None,
     timeouts: Timeouts | None = None,
+    tls: Tls | None = None,
 ) -> list[Outcome]:
     """C-STORE files as they are, over as few associations as the peer allows.
 
@@ -341,6 +372,8 @@ def send_files(
         Told of each outcome as it comes.
     timeouts
         How long to wait.
+    tls
+        Our certificates, for a peer that is called by TLS.
 
     Returns
     -------
@@ -359,7 +392,7 @@ def send_files(
             readable[file] = needed_context(file)
         except Unreadable as error:
             tell(Outcome(path=file, status=None, failure=str(error)))
-    sender = DicomPeer(peer, calling_ae_title, timeouts)
+    sender = DicomPeer(peer, calling_ae_title, timeouts, tls)
     for group in _groups(readable):
         _send_group(sender, group, tell)
     return outcomes
@@ -495,6 +528,37 @@ def _on_connected(event: evt.Event) -> None:
     # Command and data set are two writes: Nagle's algorithm would hold the second back until the
     # peer's delayed acknowledgement of the first, 40 ms per object.
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def _noting(faults: list[OSError]) -> type[ssl.SSLSocket]:
+    """A kind of socket that notes why TLS failed.
+
+    In TLS 1.3 a server judges our certificate when the handshake has ended for us, so that its
+    verdict comes as we read (RFC 8446 4.4.2.4).
+    """
+
+    class Noting(ssl.SSLSocket):
+        def do_handshake(self, block: bool = False) -> None:
+            try:
+                super().do_handshake(block)
+            except OSError as error:
+                faults.append(error)
+                raise
+
+        def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:
+            try:
+                return super().recv(buflen, flags)
+            except ssl.SSLError as error:
+                faults.append(error)
+                raise
+
+        def shutdown(self, how: int) -> None:
+            try:
+                super().shutdown(how)
+            finally:
+                self.close()  # pynetdicom drops unclosed what can't be shut down any more
+
+    return Noting
 
 
 def _why_not(association: Association, connected: bool) -> str:

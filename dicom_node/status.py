@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, func
 
-from dicom_node import __version__, associations, heartbeats
+from dicom_node import __version__, associations, heartbeats, remedies
 from dicom_node.associations import RefusedAssociation
 from dicom_node.config import Settings
 from dicom_node.db import Database, delivery, draft, instance, job, report, study
@@ -21,6 +21,8 @@ from dicom_node.heartbeats import Process
 LOW_BYTES = 2 * 2**30
 #: A delivery that failed this often is worth a look before it is given up.
 WORRYING_ATTEMPTS = 4
+#: Our certificate is to be replaced at the latest when only so much time is left; and soon.
+CERTIFICATE_LATE, CERTIFICATE_SOON = timedelta(days=7), timedelta(days=30)
 #: Replaced bytes are shown for so long.
 RECENT = timedelta(days=7)
 
@@ -94,9 +96,33 @@ class Status:
         return [one for one in self.processes if one.role != "node" and one.up]
 
     @property
+    def disk(self) -> str:
+        """ok, low, full, or unknown while no node runs."""
+        free = self.free_bytes
+        if self.node is None or free is None:
+            return "unknown"
+        state = str(self.node.facts.get("disk", "ok"))
+        return "low" if state == "ok" and free < LOW_BYTES else state
+
+    @property
     def free_bytes(self) -> int | None:
         """Free space where the node writes."""
         return self.node.facts.get("free_bytes") if self.node else None
+
+    @property
+    def certificate_expires(self) -> datetime | None:
+        """When our certificate for TLS ends, as the node reads it."""
+        expires = self._tls.get("certificate_expires")
+        return datetime.fromisoformat(expires) if expires else None
+
+    @property
+    def certificate_fault(self) -> str | None:
+        """Why the files for TLS can't be used."""
+        return self._tls.get("fault")
+
+    @property
+    def _tls(self) -> Mapping[str, str]:
+        return (self.node.facts.get("tls") if self.node else None) or {}
 
 
 def snapshot(database: Database | None, settings: Settings) -> Status:
@@ -165,12 +191,16 @@ def _peers(connection: Connection, settings: Settings) -> list[PeerStatus]:
     return [
         PeerStatus(
             name=peer.name,
-            last_received=received.get(peer.ae_title) if peer.is_source else None,
+            last_received=_newest(received, peer.calling_ae_titles) if peer.is_source else None,
             last_sent=sent.get(peer.name, (None, 0))[0],
             failures=sent.get(peer.name, (None, 0))[1],
         )
         for peer in settings.peers
     ]
+
+
+def _newest(received: Mapping[str, datetime], titles: Collection[str]) -> datetime | None:
+    return max((received[title] for title in titles if title in received), default=None)
 
 
 def _replaced(connection: Connection) -> int:
@@ -224,7 +254,7 @@ def _judged(status: Status, database_fault: str | None) -> Status:
         fix = "start the node (`dicom-node run`) or check [database] url and the server"
         problem = Problem(code="database", text=database_fault, fix=fix)
         return replace(status, problems=(problem,))
-    problems = (*_down(status), *_failed(status))
+    problems = (*_down(status), *_failed(status), *_late_certificate(status))
     return replace(status, problems=problems, warnings=tuple(_warnings(status)))
 
 
@@ -248,12 +278,18 @@ def _down(status: Status) -> Iterator[Problem]:
                 text=f"no worker for the queue {role}: {what}",
                 fix=f"start `dicom-node work --queues {role}`; its log says why it ended",
             )
-    if status.free_bytes is not None and status.free_bytes < LOW_BYTES:
-        yield Problem(
-            code="storage",
-            text=f"only {status.free_bytes // 2**20} MiB are free where the node writes",
-            fix=f"free space below {status.settings.node.data}",
-        )
+    yield from _disk(status)
+
+
+def _disk(status: Status) -> Iterator[Problem]:
+    free = status.free_bytes
+    fix = f"free space below {status.settings.node.data}; `dicom-node retention` says what may go"
+    if status.disk == "full":
+        text = "the disk is full: no objects are taken, senders must wait"
+        yield Problem(code="storage", text=text, fix=fix)
+    elif free is not None and free < LOW_BYTES:
+        text = f"only {free // 2**20} MiB are free where the node writes"
+        yield Problem(code="storage", text=text, fix=fix)
 
 
 def _failed(status: Status) -> Iterator[Problem]:
@@ -304,6 +340,28 @@ def _warnings(status: Status) -> Iterator[Problem]:
             fix='add [[peers]] with roles = ["destination"]',
         )
     yield from _slow(status)
+    yield from _certificate(status, CERTIFICATE_LATE, CERTIFICATE_SOON)
+
+
+def _late_certificate(status: Status) -> Iterator[Problem]:
+    if status.certificate_fault:
+        yield Problem(
+            code="certificate",
+            text=f"TLS does not work with the files of now: {status.certificate_fault}",
+            fix="mend them, then send SIGHUP to the node (what it loaded before stays in use)",
+        )
+    yield from _certificate(status, timedelta.min, CERTIFICATE_LATE)
+
+
+def _certificate(status: Status, least: timedelta, most: timedelta) -> Iterator[Problem]:
+    """Ours ends in more than ``least`` and at most ``most``."""
+    expires = status.certificate_expires
+    if expires and least < (left := expires - datetime.now(UTC)) <= most:
+        yield Problem(
+            code="certificate",
+            text=f"our certificate for TLS ends on {expires.date()}, in {left.days} days",
+            fix=f"put a new one at {status.settings.tls.certificate}, then send SIGHUP to the node",
+        )
 
 
 def _replacements(status: Status) -> Iterator[Problem]:
@@ -341,7 +399,6 @@ def _pace(facts: Mapping[str, Any]) -> str:
 def to_json(status: Status) -> dict[str, Any]:
     """The document of ``status --json`` (interface.md)."""
     node, settings = status.node, status.settings
-    free = status.free_bytes
     return {
         "version": __version__,
         "healthy": status.healthy,
@@ -355,6 +412,11 @@ def to_json(status: Status) -> dict[str, Any]:
         },
         "database": {"up": status.database_up},
         "broker": {"up": status.broker_up},
+        "tls": {
+            "port": settings.tls.port or None,
+            "certificate_expires": _iso(status.certificate_expires),
+            "fault": status.certificate_fault,
+        },
         "workers": [_worker(one) for one in status.workers],
         "studies": dict(status.studies),
         "jobs": dict(status.jobs),
@@ -369,20 +431,27 @@ def to_json(status: Status) -> dict[str, Any]:
             }
             for peer in status.peers
         ],
-        "refused_associations": [
-            {
-                "calling_ae_title": one.calling_ae_title,
-                "address": one.address,
-                "reason": one.reason,
-                "count": one.count,
-                "last": _iso(one.last),
-            }
-            for one in status.refused
-        ],
+        "refused_associations": [_refused(one, settings) for one in status.refused],
         "storage": {
-            "free_bytes": free,
-            "state": "unknown" if free is None else "low" if free < LOW_BYTES else "ok",
+            "free_bytes": status.free_bytes,
+            "state": status.disk,
         },
+    }
+
+
+def _refused(one: RefusedAssociation, settings: Settings) -> dict[str, Any]:
+    return {
+        "calling_ae_title": one.calling_ae_title,
+        "called_ae_title": one.called_ae_title,
+        "address": one.address,
+        "tls": one.tls,
+        "contexts": list(one.contexts),
+        "code": one.reason.value,
+        "reason": one.text,
+        "fix": remedies.fix(settings, one),
+        "count": one.count,
+        "first": _iso(one.first),
+        "last": _iso(one.last),
     }
 
 

@@ -9,17 +9,18 @@ completes nothing: senders split studies over associations.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from operator import attrgetter
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, RowMapping, func
-from sqlalchemy.dialects import postgresql
 
 from dicom_node import events, jobs
-from dicom_node.db import instance, study
+from dicom_node.db import Database, instance, study
+from dicom_node.errors import OutOfResources
 from dicom_node.storage import Identity, StoredInstance
 
 #: Only these can hold the image a report model reads (pixel-pipeline 2.1, NOT_IMAGE): Computed
@@ -39,7 +40,8 @@ STRUCTURED_REPORTS = (
     "1.2.840.10008.5.1.4.1.1.88.34",
 )
 
-#: In place of a key of the study: its instances name several patients.
+#: In place of a key of the study: its instances name several patients. Written by the function
+#: ``register_instances``.
 MIXED = "mixed"
 
 
@@ -78,130 +80,97 @@ def _instance(row: RowMapping) -> Instance:
     return Instance(**{name: row[name] for name in Instance.__dataclass_fields__})
 
 
-def register(
-    connection: Connection, stored: StoredInstance, *, quiet: timedelta, ready: timedelta
-) -> bool:
-    """Write an instance down; False when the same bytes are already here.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arrival:
+    """A stored instance, and how long its study may still be looked forward to."""
 
-    Takes the study's row lock first: what a worker reads under the same lock (:func:`snapshot`)
-    either holds this instance, or this instance begins a new revision.
+    stored: StoredInstance
+    quiet: timedelta  #: the study is complete after this much silence
+    ready: timedelta  #: and may be read after this much
+
+
+def register(connection: Connection, arrivals: Sequence[Arrival]) -> int:
+    """Write instances down; how many of them were not here yet, byte for byte.
+
+    One round trip: the work is done by a function in the database, which takes each study's row
+    lock first. What a worker reads under the same lock (:func:`snapshot`) either holds an
+    instance, or that instance begins a new revision. tests/dicom_node/registering.py is the same
+    in plain Python, and the specification.
+
+    Raises
+    ------
+    OutOfResources
+        The file of one was deleted since it came first: ``retention.restore`` it before.
     """
-    before = _lock(connection, stored)
-    latest = _latest(connection, stored)
-    if latest is not None and latest.sha256 == stored.sha256:
-        return False
-    revision = 1 if latest is None else latest.revision + 1
-    connection.execute(
-        sa.insert(instance).values(
-            **{
-                name: getattr(stored, name)
-                for name in StoredInstance.__dataclass_fields__
-                if name in instance.c
-            },
-            revision=revision,
-        )
-    )
-    if latest is not None:
-        events.append(
-            connection,
-            stored.study_instance_uid,
-            f"instance {stored.sop_instance_uid}",
-            f"revision {latest.revision}",
-            f"revision {revision}",
-            "WARNING: other bytes came under a SOP Instance UID that was already here",
-        )
-    _receiving(connection, before, quiet, ready)
-    return True
+    found = connection.exec_driver_sql(_REGISTER.format("%s"), (_encoded(arrivals),)).scalar_one()
+    if found["gone"]:
+        raise OutOfResources("what came again was deleted")
+    return int(found["written"])
 
 
-def _lock(connection: Connection, stored: StoredInstance) -> Study:
+class Arrivals:
+    """:func:`register` over a connection of its own, each call its own transaction.
+
+    For one thread at a time.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._kept = database.kept_connection()
+
+    def register(
+        self, arrivals: Sequence[Arrival], meanwhile: Callable[[], None]
+    ) -> Sequence[Arrival]:
+        """Write instances down, durably; all but those whose file was deleted since they came.
+
+        Those are returned: ``retention.restore`` looks for their files.
+
+        Parameters
+        ----------
+        meanwhile
+            Puts their files in place; nothing is committed before it has returned.
+
+        Raises
+        ------
+        OutOfResources
+            The database is away.
+        """
+        # Twice does no harm: the same bytes are here already.
+        found = self._kept.run(_REGISTER.format("$1"), (_encoded(arrivals),), meanwhile)
+        return [arrivals[place] for place in found["gone"]]
+
+    def cut_if_hung(self, seconds: float) -> None:
+        """Give up on a database that does not answer for so long; from any thread."""
+        self._kept.cut_if_hung(seconds)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._kept.close()
+
+
+_REGISTER = "SELECT register_instances({}::jsonb)"
+
+
+def _encoded(arrivals: Sequence[Arrival]) -> str:
+    return json.dumps([_arrival(one) for one in arrivals])
+
+
+def _arrival(arrival: Arrival) -> dict[str, object]:
+    stored = arrival.stored
     values = {
-        "study_instance_uid": stored.study_instance_uid,
-        "state": "new",
-        "revision": 1,
-        "patient_key": stored.patient_key,
-        **_identity(stored),
+        name: getattr(stored, name)
+        for name in StoredInstance.__dataclass_fields__
+        if name != "identity"
     }
-    insert = postgresql.insert(study).values(values)
-    told = _told(insert)
-    row = (
-        connection.execute(
-            insert.on_conflict_do_update(
-                index_elements=[study.c.study_instance_uid],
-                set_={"study_instance_uid": insert.excluded.study_instance_uid, **told},
-            ).returning(study)
-        )
-        .mappings()
-        .one()
-    )
-    return _study(row)
-
-
-def _identity(stored: StoredInstance) -> dict[str, str | None]:
-    """What an instance says of its study; a report says nothing: it may be of another patient."""
-    silent = stored.sop_class_uid in STRUCTURED_REPORTS
+    identity = {name: getattr(stored.identity, name) for name in Identity.__dataclass_fields__}
     return {
-        name: None if silent else getattr(stored.identity, name)
-        for name in Identity.__dataclass_fields__
+        **values,
+        **identity,
+        # A report says nothing of whose study it is: it may be of another patient.
+        "is_report": stored.sop_class_uid in STRUCTURED_REPORTS,
+        "quiet": f"{arrival.quiet.total_seconds()} s",
+        "ready": f"{arrival.ready.total_seconds()} s",
     }
-
-
-def _told(insert: postgresql.Insert) -> dict[str, sa.ColumnElement[str]]:
-    """The study's identity with this instance: the first that says something is believed.
-
-    Two patients in one study are a fault that nobody here can mend: then it has no patient.
-    """
-    known = {name: study.c[name] for name in Identity.__dataclass_fields__}
-    said = {name: insert.excluded[name] for name in known}
-    told: dict[str, sa.ColumnElement[str]] = {
-        name: func.coalesce(func.nullif(known[name], ""), said[name], known[name]) for name in known
-    }
-    for name in ("patient_id_key", "patient_issuer_key"):
-        differ = func.nullif(known[name], "") != func.nullif(said[name], "")
-        told[name] = sa.case((differ, MIXED), else_=told[name])
-    return told
-
-
-def _latest(connection: Connection, stored: StoredInstance) -> Instance | None:
-    row = connection.execute(
-        sa.select(instance)
-        .where(
-            instance.c.study_instance_uid == stored.study_instance_uid,
-            instance.c.sop_instance_uid == stored.sop_instance_uid,
-        )
-        .order_by(instance.c.revision.desc())
-        .limit(1)
-    )
-    found = row.mappings().one_or_none()
-    return _instance(found) if found else None
-
-
-def _receiving(connection: Connection, before: Study, quiet: timedelta, ready: timedelta) -> None:
-    late = jobs.has_started(connection, before.study_instance_uid, before.revision)
-    ready_at = connection.scalar(
-        sa.update(study)
-        .where(study.c.study_instance_uid == before.study_instance_uid)
-        .values(
-            state="receiving",
-            revision=study.c.revision + int(late),
-            received_at=func.now(),
-            ready_at=func.now() + ready,
-            settle_at=func.now() + quiet,
-        )
-        .returning(study.c.ready_at)
-    )
-    assert ready_at is not None  # the row is locked by us
-    jobs.hasten(connection, before.study_instance_uid, ready_at)
-    if late or before.state != "receiving":
-        reason = f"late instance: revision {before.revision + 1}" if late else None
-        events.append(
-            connection,
-            before.study_instance_uid,
-            "study",
-            None if before.state == "new" else before.state,
-            "receiving",
-            reason,
-        )
 
 
 def settle(connection: Connection, models: Iterable[str]) -> int:

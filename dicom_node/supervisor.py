@@ -63,6 +63,10 @@ class Program(Protocol):
     def stop_seconds(self) -> float:
         """How long the program may take to stop before it is killed."""
 
+    @property
+    def takes_hangup(self) -> bool:
+        """Is SIGHUP to be passed on to it, as the wish to read its files again?"""
+
     def prepare(self) -> None:
         """Whatever must be true before each start; NodeError if it can't be made so."""
 
@@ -82,6 +86,7 @@ class Command:
     environment: Mapping[str, str] = field(default_factory=dict)
     stop_signal: signal.Signals = signal.SIGTERM
     stop_seconds: float = 30.0
+    takes_hangup: bool = False
 
     def prepare(self) -> None:
         """Do nothing."""
@@ -134,7 +139,8 @@ def next_delay(previous: float, alive: float) -> float:
 class Supervisor:
     """Starts programs as child processes, restarts them, stops them.
 
-    As a context manager it takes SIGTERM and SIGINT over and stops everything on the way out.
+    As a context manager it takes SIGTERM and SIGINT over and stops everything on the way out;
+    SIGHUP goes on to those children that take it.
     A test that only wants a server may call `start` and `stop` without.
     """
 
@@ -146,7 +152,13 @@ class Supervisor:
         self._restore: Callable[[], None] = _nothing
 
     def __enter__(self) -> Supervisor:
-        self._restore = _take_signals(self._request_stop, signal.SIGTERM, signal.SIGINT)
+        self._restore = _take_signals(
+            {
+                signal.SIGTERM: self._request_stop,
+                signal.SIGINT: self._request_stop,
+                signal.SIGHUP: self._pass_hangup_on,
+            }
+        )
         return self
 
     def __exit__(
@@ -163,6 +175,11 @@ class Supervisor:
 
     def _request_stop(self, signum: int, frame: FrameType | None) -> None:
         self._stopping = True
+
+    def _pass_hangup_on(self, signum: int, frame: FrameType | None) -> None:
+        for child in self._children:
+            if child.program.takes_hangup:
+                child.hang_up()
 
     def start(self, program: Program, *, timeout: float = START_SECONDS) -> None:
         """Start `program` and wait, at most `timeout` seconds, until it is ready.
@@ -279,6 +296,11 @@ class _Child:
             extra={"action": "child_restart"},
         )
 
+    def hang_up(self) -> None:
+        """Send SIGHUP, where there is a process."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(signal.SIGHUP)
+
     def stop(self) -> None:
         """Ask the process to stop, wait, kill it if it takes too long."""
         if self._process is None or self._process.poll() is not None:
@@ -312,10 +334,10 @@ def _nothing() -> None:
 
 
 def _take_signals(
-    handler: Callable[[int, FrameType | None], None], *signals: signal.Signals
+    handlers: Mapping[signal.Signals, Callable[[int, FrameType | None], None]],
 ) -> Callable[[], None]:
-    """Install `handler`; return what puts the former handlers back."""
-    former = {signum: signal.signal(signum, handler) for signum in signals}
+    """Install handlers; return what puts the former ones back."""
+    former = {signum: signal.signal(signum, handler) for signum, handler in handlers.items()}
 
     def restore() -> None:
         for signum, old in former.items():
@@ -333,7 +355,7 @@ def _wake_up_on_signals() -> Iterator[socket.socket]:
     read_end, write_end = socket.socketpair()
     read_end.setblocking(False)
     write_end.setblocking(False)
-    restore = _take_signals(lambda signum, frame: None, signal.SIGCHLD)
+    restore = _take_signals({signal.SIGCHLD: lambda signum, frame: None})
     former = signal.set_wakeup_fd(write_end.fileno(), warn_on_full_buffer=False)
     try:
         yield read_end

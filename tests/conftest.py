@@ -163,12 +163,10 @@ def study_factory(database: Database) -> StudyFactory:
     def make(*, quiet: float = 0, ready: float = 0, **overrides: object) -> str:
         stored = make_stored_instance(**overrides)
         with database.transaction() as connection:
-            studies.register(
-                connection,
-                stored,
-                quiet=timedelta(seconds=quiet),
-                ready=timedelta(seconds=ready),
+            arrival = studies.Arrival(
+                stored=stored, quiet=timedelta(seconds=quiet), ready=timedelta(seconds=ready)
             )
+            studies.register(connection, [arrival])
         return stored.study_instance_uid
 
     return make

@@ -15,7 +15,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from dicom_node import __version__, db, deliveries, drafts, jobs, retrieval, studies
+from dicom_node import __version__, db, deliveries, drafts, jobs, retention, retrieval, studies
 from dicom_node.config import Settings
 from dicom_node.db import Database
 from dicom_node.drafts import Draft
@@ -101,10 +101,12 @@ def analyse(node: Node, host: ModelHost, job: Job) -> None:
     ModelFailure
         The device gave out; a second attempt may work.
     Unreadable
-        A stored file is gone.
+        A stored file is gone; ``PixelsDeleted``: because the study was finished.
     LeaseLost, OutOfResources
         Nothing was changed; the job will be claimed again.
     """
+    if _is_decided(node, job):
+        return
     reading = _begin(node, job)
     chosen = _choose(node, host, reading.held)
     if isinstance(chosen, Refusal):
@@ -128,6 +130,33 @@ def analyse(node: Node, host: ModelHost, job: Job) -> None:
         _index(connection, made[0], findings)
 
 
+def _is_decided(node: Node, job: Job) -> bool:
+    """Are the images deleted and none came since? Then what was decided of them stands.
+
+    Mostly it is the radiologist's report that came so late.
+    """
+    uid = job.study_instance_uid
+    with node.database.transaction() as connection:
+        gone = retention.deleted(connection, uid)
+        images = retention.images_of(connection, uid)
+        done = [one for one in jobs.of_study(connection, uid) if one.model == job.model]
+        before = next((one.choice for one in reversed(done) if one.choice), None)
+        kept = [one for one in images if one.sop_instance_uid not in gone]
+        if kept or not images or before is None:
+            retention.check_images(connection, uid)
+            return False
+        _decide_again(connection, job, before)
+    return True
+
+
+def _decide_again(connection: Connection, job: Job, choice: Mapping[str, Any]) -> None:
+    refusal = choice.get("refusal")
+    if refusal:
+        jobs.refuse(connection, job, refusal["code"], refusal["text"])
+    else:
+        jobs.drafted(connection, job, choice, "the images are deleted: the draft of them stands")
+
+
 def _begin(node: Node, job: Job) -> _Reading:
     study, instances = _snapshot(node, job)
     held = _readable_headers(node, instances)
@@ -139,9 +168,11 @@ def _begin(node: Node, job: Job) -> _Reading:
 def _snapshot(node: Node, job: Job) -> tuple[Study, tuple[Instance, ...]]:
     with node.database.transaction() as connection:
         found = studies.snapshot(connection, job.study_instance_uid)
+        gone = retention.deleted(connection, job.study_instance_uid)
     if found is None:
         raise Unreadable(f"study {job.study_instance_uid} has no row")
-    return found
+    study, instances = found
+    return study, tuple(one for one in instances if one.sop_instance_uid not in gone)
 
 
 def _readable_headers(node: Node, instances: Sequence[Instance]) -> list[_Held]:

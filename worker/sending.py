@@ -37,7 +37,8 @@ def deliver(node: Node, held: Delivery) -> None:
         with node.database.transaction() as connection:
             deliveries.fail(connection, held, reason)
         return
-    destination = destinations.open_destination(peer, node.settings.node.ae_title)
+    settings = node.settings
+    destination = destinations.open_destination(peer, settings.node.ae_title, tls=settings.tls)
     draft = _find(node, held.sent_uid or held.draft_uid)
     if held.sent_at is None:
         if draft.superseded_by is not None:

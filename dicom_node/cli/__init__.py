@@ -80,6 +80,22 @@ def serve(config: Config = None) -> None:
     services.serve(wiring.settings(config))
 
 
+@app.command(hidden=True)
+def tick(config: Config = None) -> None:
+    """Part of serve: settle and nudge, without listening."""
+    from dicom_node.cli import services, wiring
+
+    services.tick(wiring.settings(config))
+
+
+@app.command(hidden=True)
+def receive(config: Config = None) -> None:
+    """Part of serve: one of several processes that receive on one port."""
+    from dicom_node.cli import services, wiring
+
+    services.receive(wiring.settings(config))
+
+
 @app.command()
 def work(
     config: Config = None,
@@ -169,6 +185,22 @@ def retry(
 
 
 @app.command()
+def retention(
+    config: Config = None,
+    now: Annotated[bool, typer.Option("--now", help="Delete what is due, at once.")] = False,
+    limit: Limit = 100,
+    as_json: Json = False,
+) -> None:
+    """Show which studies will be deleted when, and why the others are kept."""
+    from dicom_node.cli import keeping, wiring
+
+    if now:
+        keeping.apply(wiring.settings(config), as_json=as_json)
+    else:
+        keeping.show(wiring.settings(config), limit=limit, as_json=as_json)
+
+
+@app.command()
 def send(
     paths: Annotated[list[Path], typer.Argument(metavar="PATH...")],
     to: Annotated[str, typer.Option(metavar="PEER|AE@HOST:PORT")],
@@ -211,6 +243,19 @@ def search(
         raise typer.BadParameter("--kind is image or report")
     query = looking.Query(text=text, image=image, study=study, kind=kind, limit=limit)
     looking.search(wiring.settings(config), query, as_json=as_json)
+
+
+@app.command()
+def conformance(
+    config: Config = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Write it to this file instead of printing it.")
+    ] = None,
+) -> None:
+    """Write the DICOM Conformance Statement of a node with this configuration, as Markdown."""
+    from dicom_node.cli import conforming, wiring
+
+    conforming.conformance(wiring.settings(config), output)
 
 
 @app.command()

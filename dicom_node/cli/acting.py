@@ -7,8 +7,9 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.progress import Progress
+from sqlalchemy import Connection
 
-from dicom_node import deliveries, destinations, jobs, scu, studies
+from dicom_node import deliveries, destinations, jobs, retention, scu, studies
 from dicom_node.cli import wiring
 from dicom_node.config import Settings
 from dicom_node.errors import ConfigurationError, NodeError, NotFound
@@ -17,11 +18,19 @@ from dicom_node.errors import ConfigurationError, NodeError, NotFound
 def retry(settings: Settings, study_uid: str | None) -> None:
     """Queue again what ended without success (one study: its latest job in any case)."""
     with wiring.database(settings).transaction() as connection:
-        if study_uid is not None and studies.find(connection, study_uid) is None:
-            raise NotFound(f"no study {study_uid} was received")
+        if study_uid is not None:
+            _check_can_be_read(connection, study_uid)
         again = len(jobs.requeue_ended(connection, study_instance_uid=study_uid))
         sends = len(deliveries.requeue(connection, study_instance_uid=study_uid))
     print(f"queued again: {again} jobs, {sends} deliveries")
+
+
+def _check_can_be_read(connection: Connection, study_uid: str) -> None:
+    # Under the study's lock: what is queued here is no longer finished when retention looks.
+    found = studies.snapshot(connection, study_uid)
+    if found is None or found[0].state == "deleting":
+        raise NotFound(f"no study {study_uid} was received")
+    retention.check_images(connection, study_uid)
 
 
 def send(settings: Settings, paths: list[Path], to: str) -> None:
@@ -35,7 +44,11 @@ def send(settings: Settings, paths: list[Path], to: str) -> None:
     with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
         bar = progress.add_task(f"to {peer.name}", total=len(files))
         outcomes = scu.send_files(
-            files, peer, settings.node.ae_title, lambda outcome: progress.advance(bar)
+            files,
+            peer,
+            settings.node.ae_title,
+            lambda outcome: progress.advance(bar),
+            tls=settings.tls,
         )
     failed = [outcome for outcome in outcomes if outcome.failure]
     for outcome in failed:
@@ -48,5 +61,5 @@ def send(settings: Settings, paths: list[Path], to: str) -> None:
 def echo(settings: Settings, target: str) -> None:
     """C-ECHO, or what the peer's protocol has for it."""
     peer = wiring.peer(settings, target)
-    destinations.open_destination(peer, settings.node.ae_title).verify()
+    destinations.open_destination(peer, settings.node.ae_title, tls=settings.tls).verify()
     print(f"{peer.place} answers")

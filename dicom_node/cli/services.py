@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import threading
+from typing import TYPE_CHECKING
 
 from dicom_node import config as configuration
 from dicom_node import db, embedded
 from dicom_node.cli import guard, logs, tables, wiring
 from dicom_node.config import Settings
+from dicom_node.disk import Watermarks
 from dicom_node.errors import ConfigurationError, NodeError
 from dicom_node.storage import Storage
 from dicom_node.supervisor import Command, Supervisor
+
+if TYPE_CHECKING:
+    from dicom_node.receiver import Receiver
 
 QUEUES = ("gpu", "net")
 
@@ -37,24 +43,84 @@ def run(settings: Settings) -> None:
 
 
 def serve(settings: Settings) -> None:
-    """The DICOM side, until SIGTERM or SIGINT."""
+    """The DICOM side, until SIGTERM or SIGINT: in one process, or as many as share the port."""
+    guard.check()
+    logs.log_to_stderr()
+    processes = settings.listener.processes or _worth_having()
+    if processes == 1:
+        _serve_here(settings, listens=True)
+        return
+    listener = settings.listener.model_copy(update={"processes": processes})
+    settings = wiring.resolved(settings).model_copy(update={"listener": listener})
+    _check_port(settings)  # who shares a port would not notice a stranger on it
+    with Supervisor() as supervisor:
+        supervisor.start(_child(settings, "tick"))
+        for number in range(processes):
+            supervisor.start(_child(settings, f"receive-{number + 1}", "receive"))
+        supervisor.wait()
+
+
+def _worth_having() -> int:
+    """How many receivers: disk and senders need the other processors (bench/receive.py)."""
+    return min(4, max(1, (os.cpu_count() or 1) // 2))
+
+
+def _check_port(settings: Settings) -> None:
+    from dicom_node.listener import Endpoint, check
+
+    check(Endpoint(host=settings.node.host, port=settings.node.port))
+
+
+def tick(settings: Settings) -> None:
+    """What ``serve`` does besides receiving, where other processes receive."""
+    guard.check()
+    logs.log_to_stderr()
+    _serve_here(settings, listens=False)
+
+
+def receive(settings: Settings) -> None:
+    """One of the processes that share the port."""
     guard.check()
 
+    from dicom_node.node import receive as until_stopped
+
+    logs.log_to_stderr()
+    storage = Storage(settings.node.data)
+    watermarks = Watermarks(settings.node.data, settings.disk)
+    until_stopped(_receiver(settings, storage, watermarks), _stop_event())
+
+
+def _serve_here(settings: Settings, *, listens: bool) -> None:
     from dicom_node.node import Node
     from worker.app import broker_check, waker
 
-    logs.log_to_stderr()
     broker_url = wiring.broker_url(settings)
-    stop = threading.Event()
-    for stopping in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(stopping, lambda *_: stop.set())
+    storage = Storage(settings.node.data)
+    watermarks = Watermarks(settings.node.data, settings.disk)
     Node(
         settings=settings,
         database=wiring.database(settings),
-        storage=Storage(settings.node.data),
+        storage=storage,
         wake=waker(broker_url),
         broker_answers=broker_check(broker_url),
-    ).serve(stop)
+        watermarks=watermarks,
+        receiver=_receiver(settings, storage, watermarks) if listens else None,
+    ).serve(_stop_event())
+
+
+def _receiver(settings: Settings, storage: Storage, watermarks: Watermarks) -> Receiver:
+    from dicom_node.receiver import Receiver
+
+    receiver = Receiver(settings, wiring.database(settings), storage, watermarks)
+    signal.signal(signal.SIGHUP, lambda *_: receiver.reload())
+    return receiver
+
+
+def _stop_event() -> threading.Event:
+    stop = threading.Event()
+    for stopping in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(stopping, lambda *_: stop.set())
+    return stop
 
 
 def work(settings: Settings, queues: str) -> None:
@@ -91,6 +157,7 @@ def _child(settings: Settings, name: str, *arguments: str) -> Command:
         name=name,
         arguments=(sys.executable, "-m", "dicom_node.cli", *(arguments or (name,))),
         environment=configuration.environment(settings),
+        takes_hangup=name == "serve" or name.startswith("receive"),
     )
 
 

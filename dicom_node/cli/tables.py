@@ -11,8 +11,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from dicom_node import remedies
+
 if TYPE_CHECKING:
     from dicom_node.account import Account
+    from dicom_node.associations import RefusedAssociation
+    from dicom_node.config import Settings
     from dicom_node.doctor import Check
     from dicom_node.reports.feedback import Row
     from dicom_node.reports.store import Report
@@ -75,14 +79,20 @@ def show_status(status: Status) -> None:
     if status.refused:
         console.print()
         show(
-            ("refused association", "address", "times", "last", "reason"),
-            [
-                (one.calling_ae_title, one.address, one.count, when(one.last), one.reason)
-                for one in status.refused
-            ],
+            ("refused association", "address", "times", "last", "asked for", "reason"),
+            [_refused(one, status.settings) for one in status.refused],
         )
     show_problems("problem", status.problems)
     show_problems("warning", status.warnings)
+
+
+def _refused(one: RefusedAssociation, settings: Settings) -> tuple[object, ...]:
+    fix = remedies.fix(settings, one) or "let in by now"
+    short = "`dicom-node doctor` shows the lines to paste" if remedies.is_block(fix) else fix
+    first, *others = one.contexts or ("-",)
+    asked_for = f"{first} and {len(others)} more" if others else first
+    titles = f"{one.calling_ae_title or '-'} to {one.called_ae_title or '-'}"
+    return (titles, one.address, one.count, when(one.last), asked_for, f"{one.text}\n{short}")
 
 
 def _worker(facts: Mapping[str, object], name: str) -> str:
@@ -235,8 +245,21 @@ def show_hits(hits: Sequence[Hit]) -> None:
 
 
 def show_checks(checks: Sequence[Check]) -> None:
-    """One line a check; the fix only where one is needed."""
+    """One line a check; the fix only where one is needed, lines to paste below all."""
+    blocks = {one.name: one.fix for one in checks if remedies.is_block(one.fix)}
     show(
         ("check", "", "what", "fix"),
-        [(one.name, "ok" if one.passed else "FAULT", one.text, one.fix) for one in checks],
+        [
+            (one.name, _verdict(one), one.text, "lines below" if one.name in blocks else one.fix)
+            for one in checks
+        ],
     )
+    for name, lines in blocks.items():
+        console.print(Text(f"\n# {name}: if it may send, paste into the configuration"))
+        console.print(Text(lines), soft_wrap=True)
+
+
+def _verdict(check: Check) -> str:
+    if not check.passed:
+        return "FAULT"
+    return "note" if check.fix else "ok"

@@ -325,19 +325,20 @@ def _kept(ds: Dataset, elem: DataElement | RawDataElement) -> DataElement | RawD
         return elem if elem.VR in vr.split(" or ") else None
     if vr in CUSTOMIZABLE_CHARSET_VR or vr in ("AS", "CS", "DA", "DS", "DT", "IS", "TM", "UI"):
         return elem._replace(VR=vr)
-    return _kept_words(elem, vr) if vr in _WORDS else None
+    return _kept_numbers(elem, vr) if vr in _WORDS or vr == "FD" else None
 
 
-def _kept_words(elem: RawDataElement, vr: str) -> RawDataElement | None:
-    """Sixteen-bit numbers, in our byte order; other numbers are not needed."""
+def _kept_numbers(elem: RawDataElement, vr: str) -> RawDataElement | None:
+    """Sixteen-bit numbers and doubles, in our byte order; others are not needed."""
     value = elem.value or b""
-    if len(value) % 2:
+    numbers = array("d" if vr == "FD" else "H")
+    if len(value) % numbers.itemsize:
         return None
     if not elem.is_little_endian:
-        words = array("H", value)
-        words.byteswap()
-        value = words.tobytes()
-    ours = elem.VR if elem.VR in vr.split(" or ") else _WORDS[vr]
+        numbers.frombytes(value)
+        numbers.byteswap()
+        value = numbers.tobytes()
+    ours = elem.VR if elem.VR in vr.split(" or ") else _WORDS.get(vr, vr)
     return elem._replace(VR=ours, value=value, is_little_endian=True)
 
 

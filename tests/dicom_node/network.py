@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -21,9 +21,12 @@ from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.pdu_primitives import A_ASSOCIATE
 from pynetdicom.presentation import PresentationContext
 
-from dicom_node.config import Node, Peer, Settings
-from dicom_node.scp import Listener, Register
-from dicom_node.storage import Storage, StoredInstance
+from dicom_node.associations import Refused
+from dicom_node.config import Listener, Node, Peer, Settings
+from dicom_node.disk import Watermarks
+from dicom_node.scp import Scp
+from dicom_node.storage import Kept, Storage, StoredInstance
+from dicom_node.upper_layer import Deadlines
 
 DIGITAL_X_RAY = UID("1.2.840.10008.5.1.4.1.1.1.1")
 VERIFICATION = UID("1.2.840.10008.1.1")
@@ -33,42 +36,66 @@ SOURCE = Peer(name="modality", ae_title="MODALITY", host=("127.0.0.1",), roles=(
 
 @dataclass
 class Running:
-    """A listener that runs, and what it said."""
+    """An SCP that runs, and what it said."""
 
-    listener: Listener
+    scp: Scp
     storage: Storage
+    watermarks: Watermarks
     data: Path
     registered: list[StoredInstance] = field(default_factory=list)
-    refused: list[tuple[str, str, str]] = field(default_factory=list)
+    refused: list[Refused] = field(default_factory=list)
+
+    @property
+    def port(self) -> int:
+        return self.scp.port
 
     @property
     def files(self) -> list[Path]:
-        return sorted(path for path in self.data.rglob("*") if path.is_file())
+        """All but those that were made for what may come, and are empty."""
+        found = (path for path in self.data.rglob("*") if path.is_file())
+        return sorted(path for path in found if path.stat().st_size)
 
 
-def settings(*peers: Peer, port: int = 0) -> Settings:
-    """Settings for a listener on loopback; port 0, which no administrator may set: a free one."""
+def settings(*peers: Peer, port: int = 0, **listener: int) -> Settings:
+    """Settings for an SCP on loopback; port 0, which no administrator may set: a free one."""
     node = Node(host="127.0.0.1").model_copy(update={"port": port})
-    return Settings(node=node, peers=peers)
+    return Settings(node=node, listener=Listener.model_validate(listener), peers=peers)
 
 
 @contextmanager
-def running(data: Path, *peers: Peer, register: Register | None = None) -> Iterator[Running]:
-    """A listener over real storage; without ``register`` rows are only noted down."""
+def running(
+    data: Path,
+    *peers: Peer,
+    register: Callable[[StoredInstance], None] | None = None,
+    deadlines: Deadlines | None = None,
+    port: int = 0,
+    **listener: int,
+) -> Iterator[Running]:
+    """An SCP over real storage; without ``register`` rows are only noted down."""
     registered: list[StoredInstance] = []
-    refused: list[tuple[str, str, str]] = []
+    refused: list[Refused] = []
     storage = Storage(data)
-    listener = Listener(
-        settings(*peers),
+
+    def settle_first(instance: StoredInstance, settle: Callable[[], None]) -> None:
+        settle()
+        (register or registered.append)(instance)
+
+    configured = settings(*peers, port=port, **listener)
+    watermarks = Watermarks(data, configured.disk)
+    scp = Scp(
+        configured,
         storage,
-        register or registered.append,
-        lambda *refusal: refused.append(refusal),
+        settle_first,
+        refused.append,
+        watermarks,
+        deadlines=deadlines,
     )
-    listener.start()
+    scp.start()
     try:
-        yield Running(listener, storage, data, registered, refused)
+        yield Running(scp, storage, watermarks, data, registered, refused)
     finally:
-        listener.stop()
+        scp.stop()
+        storage.close()
 
 
 def associate(
@@ -132,7 +159,34 @@ def send_raw(
     association.dimse.send_msg(request, context_id)
     _, answer = association.dimse.get_msg(block=True)
     association._reactor_checkpoint.set()
+    while association.is_alive() and association._is_paused:  # or it takes the next answer away
+        time.sleep(0.0005)
     return None if answer is None else answer.Status
+
+
+def keep_instance(
+    storage: Storage,
+    *,
+    study_instance_uid: str,
+    sop_instance_uid: str,
+    sop_class_uid: str,
+    transfer_syntax_uid: str,
+    data_set: bytes,
+) -> Kept:
+    """Keep a data set as a receiver does, at once."""
+    incoming = storage.receive(
+        sop_class_uid=sop_class_uid,
+        sop_instance_uid=sop_instance_uid,
+        transfer_syntax_uid=transfer_syntax_uid,
+    )
+    try:
+        incoming.write(data_set)
+        kept = incoming.place(study_instance_uid)
+        incoming.settle()
+    finally:
+        incoming.drop()
+    storage.sync_folders([kept.path])
+    return kept
 
 
 def header(**changes: object) -> Dataset:

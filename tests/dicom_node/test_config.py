@@ -323,6 +323,103 @@ def test_a_senders_own_quiet_time_beats_the_general_one() -> None:
     assert settings.quiet_seconds("STRANGER") == 60
 
 
+@pytest.mark.parametrize("own", [7, 900, None])
+def test_of_two_senders_with_one_title_the_longest_wait_counts(own: float | None) -> None:
+    elsewhere = peer(name="b", host="10.0.0.6", quiet_seconds=own)
+    settings = Settings(peers=(peer(name="a", quiet_seconds=30), elsewhere))
+    assert settings.quiet_seconds("PACS") == max(30, own or 60)
+
+
+# -- one PACS under two titles, and whether by TLS -------------------------------------------------
+
+TWO_TITLES = {"query_ae_title": "PACSQR", "query_port": 1104}
+TLS = {"certificate": "node.pem", "private_key": "node.key", "authorities": "ca.pem"}
+
+
+def test_a_peer_may_call_under_its_query_title_too() -> None:
+    pacs = peer(**TWO_TITLES, quiet_seconds=5)
+    assert pacs.calling_ae_titles == {"PACS", "PACSQR"}
+    assert peer().calling_ae_titles == {"PACS"}
+    settings = Settings(peers=(pacs, peer(name="other", ae_title="OTHER")))
+    assert settings.sources("PACSQR") == settings.sources("PACS") == (pacs,)
+    assert settings.sources("STRANGER") == ()
+    assert settings.quiet_seconds("PACSQR") == 5
+
+
+def test_only_dicom_peers_that_may_send_are_sources() -> None:
+    ris = Peer.model_validate({**RIS, "roles": ["source"]})
+    settings = Settings(peers=(peer(roles=["destination"]), ris))
+    assert settings.sources() == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "called"),
+    [
+        ({}, ("PACS", 104)),
+        ({"query_ae_title": "PACSQR"}, ("PACSQR", 104)),
+        ({"query_port": 1104}, ("PACS", 1104)),
+        (TWO_TITLES, ("PACSQR", 1104)),
+    ],
+)
+def test_queries_go_to_the_query_title_and_port(
+    changes: dict[str, object], called: tuple[str, int]
+) -> None:
+    asked = peer(port=104, **changes).for_queries
+    assert (asked.ae_title, asked.port) == called
+
+
+@pytest.mark.parametrize("differs", [{"quiet_seconds": 5}, {"tls": True}])
+@pytest.mark.parametrize("host", ["10.0.0.5", "10.0.0.0/24", ["10.1.1.1", "10.0.0.5/32"]])
+def test_two_peers_that_a_call_can_not_be_told_apart_by_must_mean_the_same(
+    host: str | list[str], differs: dict[str, object]
+) -> None:
+    one, other = {**PEER, "roles": ["source"]}, {**PEER, "name": "b", "host": host}
+    other |= {"roles": ["source"]}
+    settings = {"tls": {**TLS, "port": 2762}, "peers": [one, other]}
+    assert Settings.model_validate(settings).sources("PACS")
+    settings["peers"] = [one, {**other, **differs}]
+    with pytest.raises(ValueError, match="peers pacs and b both call as PACS from one address"):
+        Settings.model_validate(settings)
+
+
+@pytest.mark.parametrize(
+    "apart",
+    [
+        {"host": "10.0.0.6"},
+        {"host": "pacs.example"},
+        {"host": ["fd00::1", "10.0.0.5/32"], "ae_title": "PACS2"},
+        {"host": "fd00::/8", "roles": ["source"]},
+        {"ae_title": "OTHER"},
+        {"roles": ["destination"]},
+    ],
+)
+def test_two_peers_that_can_be_told_apart_may_differ(apart: dict[str, object]) -> None:
+    other = {**PEER, "name": "b", "quiet_seconds": 5, **apart}
+    assert len(Settings.model_validate({"peers": [PEER, other]}).peers) == 2
+
+
+def test_a_tls_peer_without_certificates_is_an_error_that_names_the_keys() -> None:
+    environ = {"DICOM_NODE_PEERS": json.dumps([{**PEER, "tls": True}])}
+    keys = r"peer pacs: .*tls\.certificate, tls\.private_key and tls\.authorities"
+    with pytest.raises(ConfigurationError, match=keys):
+        load(None, environ, {})
+
+
+def test_a_tls_source_without_a_tls_port_is_an_error_and_a_destination_is_none() -> None:
+    caller = {**PEER, "tls": True}
+    with pytest.raises(ValueError, match=r"peer pacs: tls = true needs tls\.port"):
+        Settings.model_validate({"tls": TLS, "peers": [caller]})
+    called = {**caller, "roles": ["destination"]}
+    assert Settings.model_validate({"tls": TLS, "peers": [called]}).peers[0].tls
+
+
+@pytest.mark.parametrize("key", ["query_ae_title", "query_port", "tls"])
+def test_what_only_dicom_peers_have_is_an_error_elsewhere(key: str) -> None:
+    value = {"query_ae_title": "QR", "query_port": 1, "tls": True}[key]
+    with pytest.raises(ValueError, match=f"peer ris: {key}: only for DICOM peers"):
+        Peer.model_validate({**RIS, key: value})
+
+
 # -- back-off and the way into child processes -----------------------------------------------------
 
 
@@ -370,7 +467,9 @@ _settings = st.fixed_dictionaries(
         ),
         "results": st.fixed_dictionaries({"text_sr": st.booleans()}),
         "jobs": st.fixed_dictionaries({"max_attempts": st.integers(1), "lease_seconds": _seconds}),
-        "peers": st.lists(_peers, max_size=3, unique_by=lambda one: one.name),
+        "peers": st.lists(
+            _peers, max_size=3, unique_by=(lambda one: one.name, lambda one: one.ae_title)
+        ),
     }
 )
 

@@ -5,7 +5,7 @@ from importlib.metadata import EntryPoint
 import pytest
 
 from dicom_node import destinations
-from dicom_node.config import Peer
+from dicom_node.config import Peer, Tls
 from dicom_node.destinations import open_destination
 from dicom_node.errors import ConfigurationError
 from dicom_node.fhir_server import FhirServer
@@ -31,6 +31,17 @@ EHR: dict[str, object] = {
 )
 def test_a_peer_is_spoken_to_in_its_protocol(fields: dict[str, object], kind: type) -> None:
     assert isinstance(open_destination(Peer.model_validate(fields), "DICOMNODE"), kind)
+
+
+def test_only_a_peer_by_tls_is_told_of_our_certificates(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[dict[str, object]] = []
+    point = EntryPoint("dicom", "tests:none", destinations.GROUP)
+    monkeypatch.setattr(EntryPoint, "load", lambda self: lambda *_, **more: told.append(more))
+    _install(monkeypatch, point)
+    peer, tls = Peer(name="pacs", ae_title="PACS", host=("127.0.0.1",)), Tls()
+    open_destination(peer, "DICOMNODE", tls=tls)
+    open_destination(peer.model_copy(update={"tls": True}), "DICOMNODE", tls=tls)
+    assert told == [{}, {"tls": tls}]
 
 
 def _install(monkeypatch: pytest.MonkeyPatch, *points: EntryPoint) -> None:

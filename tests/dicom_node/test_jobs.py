@@ -359,55 +359,6 @@ def test_the_oldest_jobs_are_nudged_first_and_never_more_than_a_batch(
 # -- images that come while a job waits ------------------------------------------------------------
 
 
-def test_a_new_image_hastens_a_deferred_job_but_not_one_that_waits_for_the_device(
-    database: Database, job_factory: JobFactory, study_factory: StudyFactory
-) -> None:
-    uid = study_factory()
-    deferred = job_factory(study_instance_uid=uid, revision=1)
-    failed_once = job_factory(study_instance_uid=uid, revision=2)
-    with database.transaction() as connection:
-        now = connection.scalar(sa.select(func.now()))
-        assert now is not None
-        for job_id in (deferred, failed_once):
-            held = jobs.claim(connection, job_id, lease=MINUTE, worker="w")
-            assert held is not None
-            if job_id == deferred:
-                jobs.defer(connection, held, now + 10 * MINUTE, "not yet")
-            else:
-                jobs.retry_later(connection, held, 10 * MINUTE, "device away")
-        jobs.hasten(connection, uid, now)
-    assert nudged(database) == [deferred]
-
-
-def test_a_job_is_never_put_off_by_hastening(
-    database: Database, job_factory: JobFactory, study_factory: StudyFactory
-) -> None:
-    uid = study_factory()
-    job_id = job_factory(study_instance_uid=uid)
-    with database.transaction() as connection:
-        later = connection.scalar(sa.select(func.now() + MINUTE))
-        assert later is not None
-        jobs.hasten(connection, uid, later)
-    assert claim(database, job_id) is not None
-
-
-def test_a_job_has_started_once_it_runs_and_while_it_is_done(
-    database: Database, job_factory: JobFactory, study_factory: StudyFactory
-) -> None:
-    uid = study_factory()
-    job_id = job_factory(study_instance_uid=uid)
-
-    def started() -> bool:
-        with database.transaction() as connection:
-            return jobs.has_started(connection, uid, 1)
-
-    assert not started()
-    held = claimed(database, job_id)
-    assert started()
-    draft(database, held)
-    assert started()
-
-
 # -- a person wants it again -----------------------------------------------------------------------
 
 

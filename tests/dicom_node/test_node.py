@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,14 +20,25 @@ from dicom_node import associations, db, deliveries, heartbeats, jobs, studies
 from dicom_node.config import Node as NodeSettings
 from dicom_node.config import Peer, Reports, Settings, Study
 from dicom_node.db import Database
-from dicom_node.errors import OutOfResources, PeerError
+from dicom_node.disk import Watermarks
+from dicom_node.errors import PeerError
 from dicom_node.mllp import MllpPeer
-from dicom_node.node import Node
+from dicom_node.node import Node, receive
+from dicom_node.receiver import Receiver
 from dicom_node.reports import store
 from dicom_node.status import snapshot
-from dicom_node.storage import Storage
+from dicom_node.storage import Storage, StoredInstance
+from dicom_node.studies import Arrival
+from dicom_node.watchdog import Deaf, Watchdog
 from tests.conftest import BASIC_TEXT_SR, PATIENCE, DraftFactory, StoredInstanceFactory
-from tests.dicom_node.network import association, encoded, header, send_raw
+from tests.dicom_node.network import (
+    associate,
+    association,
+    encoded,
+    header,
+    keep_instance,
+    send_raw,
+)
 from tests.dicom_node.reports.documents import (
     DOCUMENT,
     FINDING,
@@ -40,10 +52,9 @@ from tests.dicom_node.reports.made import identity
 from tests.dicom_node.reports.test_intake import message
 from tests.dicom_node.states import claimed, expire
 
-MODALITY = Peer(
-    name="modality", ae_title="MODALITY", host=("127.0.0.1",), roles=("source",), quiet_seconds=7
-)
+MODALITY = Peer(name="modality", ae_title="MODALITY", host=("127.0.0.1",), roles=("source",))
 PACS = Peer(name="pacs", ae_title="PACS", host=("10.0.0.5",), roles=("destination",))
+NOTHING = timedelta(0)
 
 
 class Workers:
@@ -65,18 +76,33 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def node_of(
-    database: Database, data: Path, workers: Workers, *, study: Study | None = None
-) -> Node:
-    # Port 0, which no administrator may set: a free one.
-    place = NodeSettings(host="127.0.0.1", data=data).model_copy(update={"port": 0})
+def node_of(database: Database, data: Path, workers: Workers) -> Node:
+    """A node that only ticks."""
+    settings = settings_of(data)
     return Node(
-        settings=Settings(node=place, peers=(MODALITY, PACS), study=study or Study()),
+        settings=settings,
         database=database,
         storage=Storage(data),
         wake=workers.wake,
         broker_answers=lambda: True,
+        watermarks=Watermarks(data, settings.disk),
     )
+
+
+def settings_of(data: Path) -> Settings:
+    # Port 0, which no administrator may set: a free one.
+    place = NodeSettings(host="127.0.0.1", data=data).model_copy(update={"port": 0})
+    study = Study(quiet_seconds=0, ready_seconds=0)
+    return Settings(node=place, peers=(MODALITY, PACS), study=study)
+
+
+def receiving(node: Node) -> Node:
+    """The same, with a receiver."""
+    return replace(node, receiver=receiver_of(node))
+
+
+def receiver_of(node: Node) -> Receiver:
+    return Receiver(node.settings, node.database, node.storage, node.watermarks)
 
 
 @pytest.fixture
@@ -86,12 +112,13 @@ def workers() -> Workers:
 
 @pytest.fixture
 def node(database: Database, tmp_path: Path, workers: Workers) -> Node:
-    study = Study(quiet_seconds=0, ready_seconds=0)
-    return node_of(database, tmp_path, workers, study=study)
+    return node_of(database, tmp_path, workers)
 
 
-def sender(stored_instance: StoredInstanceFactory) -> StoredInstanceFactory:
-    return lambda **overrides: stored_instance(**{"calling_ae_title": "OTHER", **overrides})
+def arrive(node: Node, stored: StoredInstance) -> None:
+    """An instance comes; its study is ready and complete at once."""
+    with node.database.transaction() as connection:
+        studies.register(connection, [Arrival(stored=stored, quiet=NOTHING, ready=NOTHING)])
 
 
 # -- the tick --------------------------------------------------------------------------------------
@@ -100,8 +127,8 @@ def sender(stored_instance: StoredInstanceFactory) -> StoredInstanceFactory:
 def test_a_tick_queues_a_quiet_study_and_wakes_a_worker_once(
     node: Node, workers: Workers, stored_instance: StoredInstanceFactory
 ) -> None:
-    stored = sender(stored_instance)()
-    node.register(stored)
+    stored = stored_instance()
+    arrive(node, stored)
     node.tick()
     with node.database.transaction() as connection:
         (job,) = jobs.of_study(connection, stored.study_instance_uid)
@@ -114,7 +141,7 @@ def test_a_tick_queues_a_quiet_study_and_wakes_a_worker_once(
 def test_a_lost_nudge_is_repeated_after_the_interval(
     node: Node, workers: Workers, stored_instance: StoredInstanceFactory
 ) -> None:
-    node.register(sender(stored_instance)())
+    arrive(node, stored_instance())
     node.tick()
     long_ago = func.now() - timedelta(seconds=node.settings.jobs.sweep_seconds + 1)
     with node.database.transaction() as connection:
@@ -139,8 +166,8 @@ def test_a_tick_wakes_a_worker_for_what_is_to_be_delivered(
 def test_a_tick_gives_a_deadly_job_up_instead_of_waking_for_it(
     node: Node, workers: Workers, stored_instance: StoredInstanceFactory
 ) -> None:
-    stored = sender(stored_instance)()
-    node.register(stored)
+    stored = stored_instance()
+    arrive(node, stored)
     node.tick()
     for _ in range(node.settings.jobs.max_attempts):
         claimed(node.database, 1)
@@ -155,7 +182,7 @@ def test_a_tick_gives_a_deadly_job_up_instead_of_waking_for_it(
 def test_a_nudge_is_committed_before_it_is_sent(
     node: Node, stored_instance: StoredInstanceFactory
 ) -> None:
-    node.register(sender(stored_instance)())
+    arrive(node, stored_instance())
     seen: list[object] = []
 
     def look(task: str, row_id: int) -> bool:
@@ -172,7 +199,7 @@ def test_a_broker_that_is_away_is_tried_once_a_tick(
     node: Node, workers: Workers, stored_instance: StoredInstanceFactory
 ) -> None:
     for _ in range(3):
-        node.register(sender(stored_instance)())
+        arrive(node, stored_instance())
     workers.broker_up = False
     node.tick()
     assert len(workers.woken) == 1
@@ -188,7 +215,8 @@ def test_a_tick_takes_a_received_report_and_wakes_a_worker_for_it(
         study_instance_uid=STUDY, identity=identity("MRN0012345", issuer="GENHOSP")
     )
     report = document(container(FINDINGS, text(FINDING, "Small effusion.")))
-    kept = node.storage.keep_instance(
+    kept = keep_instance(
+        node.storage,
         study_instance_uid=STUDY,
         sop_instance_uid=DOCUMENT,
         sop_class_uid=BASIC_TEXT_SR,
@@ -196,10 +224,10 @@ def test_a_tick_takes_a_received_report_and_wakes_a_worker_for_it(
         data_set=encoded(report),
     )
     came = {"study_instance_uid": STUDY, "sop_class_uid": BASIC_TEXT_SR, **kept._asdict()}
-    node.register(stored_instance(sop_instance_uid=DOCUMENT, **came))
+    arrive(node, stored_instance(sop_instance_uid=DOCUMENT, **came))
     node.tick()
     assert reports(node) == [("parked", None)]
-    node.register(image)
+    arrive(node, image)
     node.tick()
     assert reports(node) == [("matched", STUDY)]
     node.tick()
@@ -232,25 +260,38 @@ def test_a_served_node_takes_hl7_messages_from_its_hl7_peers_only(
                 with pytest.raises(PeerError):
                     MllpPeer(us, "US").send(file)
         assert len(reports(node)) == int(taken)
-    with database.transaction() as connection:
-        (refused,) = associations.latest(connection)
-    assert (refused.calling_ae_title, refused.address) == ("HL7", "127.0.0.1")
+    assert refusals(node) == ["HL7"]
+
+
+def refusals(node: Node) -> list[str]:
+    with node.database.transaction() as connection:
+        return [one.calling_ae_title for one in associations.latest(connection)]
 
 
 @contextmanager
 def serving(node: Node, caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     """The node serves, in a thread, until the block ends."""
+    with in_thread(node.serve, caplog):
+        yield
+
+
+@contextmanager
+def in_thread(
+    serve: Callable[[threading.Event], None], caplog: pytest.LogCaptureFixture
+) -> Iterator[None]:
+    """It serves, from when it listens until the block ends."""
     stop = threading.Event()
-    thread = threading.Thread(target=node.serve, args=(stop,))
+    thread = threading.Thread(target=serve, args=(stop,))
     caplog.clear()
-    with caplog.at_level("INFO", "dicom_node.node"):
+    with caplog.at_level("INFO", "dicom_node"):
         thread.start()
         try:
-            wait_until(lambda: "listens on port" in caplog.text)
+            wait_until(lambda: "on port" in caplog.text)
             yield
         finally:
             stop.set()
             thread.join(PATIENCE)
+    assert not thread.is_alive()
 
 
 def free_port() -> int:
@@ -260,73 +301,30 @@ def free_port() -> int:
     return port
 
 
-# -- registering -----------------------------------------------------------------------------------
-
-
-def test_a_senders_own_quiet_time_is_used(
-    database: Database, tmp_path: Path, workers: Workers, stored_instance: StoredInstanceFactory
-) -> None:
-    node = node_of(database, tmp_path, workers)
-    for title, seconds in (("MODALITY", 7), ("OTHER", 60)):
-        stored = stored_instance(calling_ae_title=title)
-        node.register(stored)
-        with database.transaction() as connection:
-            study = studies.find(connection, stored.study_instance_uid)
-        assert study is not None
-        assert study.settle_at - study.received_at == timedelta(seconds=seconds)
-
-
-def test_a_study_is_never_ready_after_it_is_complete(
-    database: Database, tmp_path: Path, workers: Workers, stored_instance: StoredInstanceFactory
-) -> None:
-    node = node_of(database, tmp_path, workers, study=Study(quiet_seconds=1, ready_seconds=30))
-    node.register(stored_instance(calling_ae_title="OTHER"))
-    with database.transaction() as connection:
-        ready, settle = connection.execute(
-            sa.select(db.study.c.ready_at, db.study.c.settle_at)
-        ).one()
-    assert ready == settle
-
-
-def test_a_database_that_is_away_reaches_the_sender_as_out_of_resources(
-    tmp_path: Path, workers: Workers, stored_instance: StoredInstanceFactory
-) -> None:
-    away = Database(f"postgresql+psycopg://user@/name?host={tmp_path}")
-    node = node_of(away, tmp_path, workers)
-    with pytest.raises(OutOfResources):
-        node.register(stored_instance())
-    with pytest.raises(OutOfResources):
-        node.tick()
-    node.refused("STRANGER", "10.0.0.9", "unknown")  # only logged: the refusal itself stands
-
-
 # -- serving ---------------------------------------------------------------------------------------
+
+
+def node_away(data: Path, workers: Workers) -> Node:
+    """A node whose database is away."""
+    away = Database(f"postgresql+psycopg://user@/name?host={data}")
+    return node_of(away, data / "data", workers)
 
 
 def test_a_served_node_receives_settles_beats_and_signs_off(
     node: Node, workers: Workers, caplog: pytest.LogCaptureFixture
 ) -> None:
-    stop = threading.Event()
-    serving = threading.Thread(target=node.serve, args=(stop,))
-    with caplog.at_level("INFO", "dicom_node.node"):
-        serving.start()
-        try:
-            wait_until(lambda: "listens on port" in caplog.text)
-            port = int(caplog.text.rsplit("listens on port ")[1].split()[0])
-            wait_until(lambda: snapshot(node.database, node.settings).node is not None)
-            with association(port) as opened:
-                status = send_raw(
-                    opened,
-                    encoded(header()),
-                    sop_class_uid="1.2.840.10008.5.1.4.1.1.1.1",
-                    sop_instance_uid="1.2.3.4",
-                )
-            assert status == 0x0000
-            wait_until(lambda: bool(workers.woken))
-        finally:
-            stop.set()
-            serving.join(PATIENCE)
-    assert not serving.is_alive()
+    with serving(receiving(node), caplog):
+        port = int(caplog.text.rsplit("listens on port ")[1].split()[0])
+        wait_until(lambda: snapshot(node.database, node.settings).node is not None)
+        with association(port) as opened:
+            status = send_raw(
+                opened,
+                encoded(header()),
+                sop_class_uid="1.2.840.10008.5.1.4.1.1.1.1",
+                sop_instance_uid="1.2.3.4",
+            )
+        assert status == 0x0000
+        wait_until(lambda: bool(workers.woken))
     with node.database.transaction() as connection:
         assert studies.find(connection, "1.2.3") is not None
         assert heartbeats.seen(connection) == []
@@ -335,16 +333,46 @@ def test_a_served_node_receives_settles_beats_and_signs_off(
 def test_a_node_whose_database_is_away_keeps_serving(
     tmp_path: Path, workers: Workers, caplog: pytest.LogCaptureFixture
 ) -> None:
-    away = Database(f"postgresql+psycopg://user@/name?host={tmp_path}")
-    node = node_of(away, tmp_path / "data", workers)
-    stop = threading.Event()
-    serving = threading.Thread(target=node.serve, args=(stop,))
-    serving.start()
-    try:
+    with serving(receiving(node_away(tmp_path, workers)), caplog):
         wait_until(lambda: caplog.text.count("tick: database") >= 2)
-        assert serving.is_alive()
-    finally:
-        stop.set()
-        serving.join(PATIENCE)
-    assert not serving.is_alive()
     assert "not signed off" in caplog.text
+
+
+def test_a_process_that_only_receives_receives_and_writes_refusals_down(
+    node: Node, caplog: pytest.LogCaptureFixture
+) -> None:
+    receiver = receiver_of(node)
+    with in_thread(partial(receive, receiver), caplog):
+        assert associate(receiver.scp.port, calling="STRANGER").is_rejected
+        with association(receiver.scp.port) as opened:
+            assert opened.is_established
+        wait_until(lambda: refusals(node) == ["STRANGER"])
+    with node.database.transaction() as connection:
+        assert heartbeats.seen(connection) == []  # another process ticks and beats
+
+
+def test_a_process_that_only_receives_bears_a_database_that_is_away(
+    tmp_path: Path, workers: Workers, caplog: pytest.LogCaptureFixture
+) -> None:
+    node = node_away(tmp_path, workers)
+    receiver = receiver_of(node)
+    with in_thread(partial(receive, receiver), caplog):
+        assert associate(receiver.scp.port, calling="STRANGER").is_rejected
+        wait_until(lambda: "tick: database" in caplog.text)
+        with association(receiver.scp.port) as opened:
+            assert opened.is_established
+
+
+@pytest.mark.parametrize("alone", [True, False], ids=["alone", "with the tick"])
+def test_a_process_that_does_not_answer_itself_ends(
+    node: Node, monkeypatch: pytest.MonkeyPatch, alone: bool
+) -> None:
+    def deaf(watchdog: Watchdog) -> None:
+        raise Deaf("no answer")
+
+    monkeypatch.setattr(Watchdog, "check", deaf)
+    served = receiving(node)
+    assert served.receiver is not None
+    with pytest.raises(Deaf):
+        receive(served.receiver, threading.Event()) if alone else served.serve(threading.Event())
+    assert [one.name for one in threading.enumerate() if one.name in ("accept", "watchdog")] == []

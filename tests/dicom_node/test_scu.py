@@ -41,7 +41,7 @@ from dicom_node.scu import (
     send_files,
 )
 from dicom_node.storage import Storage
-from tests.dicom_node.network import DIGITAL_X_RAY, VERIFICATION, encoded, header
+from tests.dicom_node.network import DIGITAL_X_RAY, VERIFICATION, encoded, header, keep_instance
 
 STUDY_ROOT_FIND = "1.2.840.10008.5.1.4.1.2.2.1"
 IMPATIENT = Timeouts(connect=2, associate=0.5, answer=0.5, network=0.5)
@@ -137,7 +137,8 @@ def make_file(tmp_path: Path) -> Callable[..., Path]:
         dataset = header(SOPInstanceUID=uid, SOPClassUID=sop_class)
         if size:
             dataset.add_new("PixelData", "OW", bytes(size))
-        kept = storage.keep_instance(
+        kept = keep_instance(
+            storage,
             study_instance_uid="1.2.3",
             sop_instance_uid=uid,
             sop_class_uid=sop_class,

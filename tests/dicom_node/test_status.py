@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import func
 
-from dicom_node import associations, db, deliveries, heartbeats, jobs
+from dicom_node import associations, db, deliveries, heartbeats, jobs, remedies
+from dicom_node.associations import Reason, Refused
 from dicom_node.config import Peer, Settings
 from dicom_node.db import Database
 from dicom_node.deliveries import Delivery
@@ -58,6 +59,14 @@ NODE = {"ae_title", "host", "port", "up"}
 WORKER = {"name", "model", "device", "state", "seconds_per_report", "last_seen"}
 PEER_KEYS = {"name", "last_received", "last_sent", "failures"}
 REFUSED = {"calling_ae_title", "address", "reason", "count", "last"}
+
+STRANGER = Refused(
+    calling_ae_title="STRANGER",
+    called_ae_title="DICOMNODE",
+    address="10.0.0.9",
+    contexts=("1.2.840.10008.1.1",),
+    reason=Reason.UNKNOWN_TITLE,
+)
 STORAGE = {"free_bytes", "state"}
 
 
@@ -145,6 +154,41 @@ def test_little_free_space_is_a_problem(running: Database) -> None:
         "free_bytes": LOW_BYTES - 1,
         "state": "low",
     }
+
+
+def certificate(database: Database, **tls: str) -> Status:
+    facts(database, tls=tls)
+    return snapshot(database, SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("days", "problems", "warnings"),
+    [(31, [], []), (29, [], ["certificate"]), (6, ["certificate"], [])],
+)
+def test_a_certificate_that_ends_soon_is_a_warning_and_then_a_problem(
+    running: Database, days: int, problems: list[str], warnings: list[str]
+) -> None:
+    ends = (datetime.now(UTC) + timedelta(days=days, minutes=5)).replace(microsecond=0)
+    found = certificate(running, certificate_expires=ends.isoformat())
+    assert [one.code for one in found.problems] == problems
+    assert [one.code for one in found.warnings] == warnings
+    for one in (*found.problems, *found.warnings):
+        assert f"ends on {ends.date()}, in {days} days" in one.text
+    assert document(found)["tls"]["certificate_expires"] == ends.isoformat()
+
+
+def test_certificates_that_can_t_be_used_are_a_problem(running: Database) -> None:
+    fault = "tls.certificate: /etc/node.pem: has expired"
+    found = certificate(running, fault=fault)
+    assert [one.code for one in found.problems] == ["certificate"]
+    assert fault in found.problems[0].text
+    assert document(found)["tls"] == {"port": None, "certificate_expires": None, "fault": fault}
+
+
+def test_a_node_without_tls_has_no_certificate_to_speak_of(running: Database) -> None:
+    found = document(certificate(running))
+    assert found["tls"] == {"port": None, "certificate_expires": None, "fault": None}
+    assert found["healthy"]
 
 
 def test_a_failed_job_is_a_problem_until_it_is_queued_again(
@@ -265,7 +309,7 @@ def test_the_document_has_the_keys_of_the_interface(
     held = held_delivery(running, draft_factory())
     with running.transaction() as connection:
         deliveries.fail(connection, held, "refused")
-        associations.refused(connection, "STRANGER", "10.0.0.9", "calling AE title unknown")
+        associations.refused(connection, STRANGER)
     found = document(snapshot(running, SETTINGS))
     assert set(found) >= STATUS
     assert set(found["node"]) >= NODE
@@ -314,6 +358,43 @@ def test_a_peer_tells_what_passed(
         deliveries.fail(connection, held, "not proven")
     assert of_peer()["last_sent"] is not None
     assert of_peer()["failures"] == 1
+
+
+def test_what_came_under_the_query_title_came_from_the_peer_too(
+    running: Database, study_factory: StudyFactory
+) -> None:
+    def last_received(peer: Peer) -> datetime | None:
+        return snapshot(running, Settings(peers=(peer,))).peers[0].last_received
+
+    two_titles = PEER.model_copy(update={"query_ae_title": "PACSQR"})
+    study_factory(calling_ae_title="PACSQR")
+    under_query_title = last_received(two_titles)
+    assert under_query_title is not None
+    assert last_received(PEER) is None
+    study_factory(calling_ae_title="PACS")
+    newest = last_received(two_titles)
+    assert newest == last_received(PEER)
+    assert newest is not None
+    assert newest > under_query_title
+
+
+def test_a_refused_association_is_told_with_all_that_mends_it(running: Database) -> None:
+    with running.transaction() as connection:
+        associations.refused(connection, STRANGER)
+    (told,) = document(snapshot(running, SETTINGS))["refused_associations"]
+    assert told.pop("first") == told.pop("last")
+    assert told == {
+        "calling_ae_title": "STRANGER",
+        "called_ae_title": "DICOMNODE",
+        "address": "10.0.0.9",
+        "tls": False,
+        "contexts": ["1.2.840.10008.1.1"],
+        "code": "unknown-title",
+        "reason": "no peer with this AE title may send",
+        "fix": remedies.fix(SETTINGS, STRANGER),
+        "count": 1,
+    }
+    assert told["fix"].startswith("[[peers]]")
 
 
 def test_a_status_is_read_well_within_a_second(running: Database) -> None:

@@ -10,15 +10,22 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from unittest import mock
 
 import pydicom
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pydicom.uid import ExplicitVRLittleEndian
+from pydicom.dataset import FileMetaDataset
+from pydicom.filebase import DicomBytesIO
+from pydicom.filewriter import write_file_meta_info
+from pydicom.uid import UID, ExplicitVRLittleEndian
 
+from dicom_node import storage as storage_module
 from dicom_node.errors import CannotUnderstand, OutOfResources
-from dicom_node.storage import Kept, Storage, checked_uid, identity_key
+from dicom_node.storage import Incoming, Kept, Storage, checked_uid, identity_key
+from tests.dicom_node.network import keep_instance
+from tests.dicom_node.sockets import split
 
 DIGITAL_X_RAY = "1.2.840.10008.5.1.4.1.1.1.1"
 # (0008,0018) UI "1.2.3", (0010,0020) LO "X", explicit VR little endian
@@ -46,7 +53,8 @@ def storage(tmp_path: Path) -> Storage:
 
 
 def keep(storage: Storage, data_set: bytes = DATA_SET, **uids: str) -> Kept:
-    return storage.keep_instance(
+    return keep_instance(
+        storage,
         study_instance_uid=uids.get("study", "1.2.840.1"),
         sop_instance_uid=uids.get("instance", "1.2.3"),
         sop_class_uid=uids.get("sop_class", DIGITAL_X_RAY),
@@ -111,7 +119,7 @@ def test_what_is_no_uid_is_refused_before_it_becomes_a_path(
     storage: Storage, tmp_path: Path, field: str, value: str
 ) -> None:
     with pytest.raises(CannotUnderstand):
-        keep(storage, **{field: value})
+        keep(storage, DATA_SET, **{field: value})
     assert files(tmp_path) == []
 
 
@@ -147,6 +155,96 @@ def test_a_refused_value_is_not_repeated_for_it_may_be_a_name() -> None:
 def test_any_bytes_come_back_as_they_went_in(storage: Storage, data_set: bytes) -> None:
     kept = keep(storage, data_set)
     assert storage.path(kept.path).read_bytes()[-len(data_set) or kept.size :] == data_set
+
+
+# -- receiving -------------------------------------------------------------------------------------
+
+
+def begin(storage: Storage) -> Incoming:
+    return storage.receive(
+        sop_class_uid=DIGITAL_X_RAY,
+        sop_instance_uid="1.2.3",
+        transfer_syntax_uid=ExplicitVRLittleEndian,
+    )
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
+@given(
+    data_set=st.binary(min_size=1, max_size=2000),
+    cuts=st.lists(st.integers(0, 2000), max_size=8),
+    early=st.integers(1, 3000),
+    at_once=st.integers(1, 3000),
+)
+def test_it_does_not_matter_in_which_pieces_a_data_set_comes_nor_how_the_disk_takes_it(
+    storage: Storage, data_set: bytes, cuts: list[int], early: int, at_once: int
+) -> None:
+    write = os.write
+    incoming = begin(storage)
+    with (
+        mock.patch.object(storage_module, "_EARLY", early),
+        mock.patch.object(os, "write", lambda file, piece: write(file, piece[:at_once])),
+    ):
+        for piece in split(data_set, cuts):
+            incoming.write(memoryview(piece))
+    with incoming.data_set() as file:
+        assert file.read() == data_set
+    kept = incoming.place("1.2.840.1")
+    incoming.settle()
+    assert kept == keep(storage, data_set)
+    assert storage.path(kept.path).read_bytes().endswith(data_set)
+
+
+def test_nothing_is_in_its_place_before_it_is_settled(storage: Storage, tmp_path: Path) -> None:
+    incoming = begin(storage)
+    incoming.write(DATA_SET)
+    kept = incoming.place("1.2.840.1")
+    assert not storage.path(kept.path).exists()
+    incoming.settle()
+    assert files(tmp_path) == [storage.path(kept.path)]
+    incoming.drop()
+    assert files(tmp_path) == [storage.path(kept.path)]
+
+
+def test_what_is_dropped_leaves_nothing_behind(storage: Storage, tmp_path: Path) -> None:
+    incoming = begin(storage)
+    incoming.write(DATA_SET)
+    for _ in range(2):
+        incoming.drop()
+    assert files(tmp_path) == []
+
+
+def test_a_disk_that_takes_not_even_the_first_byte_costs_no_file_handle(
+    storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int, piece: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    before = os.listdir("/proc/self/fd")
+    monkeypatch.setattr(os, "write", full)
+    for _ in range(3):
+        with pytest.raises(OutOfResources, match="No space left"):
+            begin(storage)
+    assert os.listdir("/proc/self/fd") == before
+    assert files(tmp_path) == []
+
+
+uids = st.from_regex(r"[12](\.(0|[1-9][0-9]{0,8})){1,6}", fullmatch=True)
+
+
+@given(sop_class=uids, instance=uids, transfer_syntax=uids)
+def test_our_file_meta_is_byte_for_byte_pydicoms(
+    sop_class: str, instance: str, transfer_syntax: str
+) -> None:
+    meta = FileMetaDataset()
+    meta.FileMetaInformationVersion = b"\0\1"
+    meta.MediaStorageSOPClassUID = UID(sop_class)
+    meta.MediaStorageSOPInstanceUID = UID(instance)
+    meta.TransferSyntaxUID = UID(transfer_syntax)
+    meta.ImplementationClassUID = UID(storage_module.IMPLEMENTATION_CLASS_UID)
+    meta.ImplementationVersionName = storage_module.IMPLEMENTATION_VERSION_NAME
+    written = DicomBytesIO()
+    write_file_meta_info(written, meta)
+    assert storage_module._file_meta(sop_class, instance, transfer_syntax) == written.getvalue()
 
 
 def test_patient_data_is_not_for_others(storage: Storage) -> None:
@@ -238,8 +336,10 @@ def test_a_data_folder_that_cannot_be_made_is_out_of_resources(tmp_path: Path) -
         Storage(tmp_path / "file" / "data")
 
 
-# Stops for ever between writing and renaming, and says so.
-INTERRUPTED_WRITER = """
+# -- kill -9 ---------------------------------------------------------------------------------------
+
+# Each says so when it is in the middle, and stops there for ever.
+KEEPS_A_DRAFT = """
 import os, sys, time
 from pathlib import Path
 from dicom_node.storage import Storage
@@ -248,12 +348,23 @@ storage = Storage(Path(sys.argv[1]))
 os.fsync = lambda descriptor: (print("written", flush=True), time.sleep(600))
 storage.keep_draft(study_instance_uid="1.2", sop_instance_uid="1.2.3", file=b"half")
 """
+RECEIVES = """
+import sys, time
+from pathlib import Path
+from dicom_node.storage import Storage
+
+uids = {"sop_class_uid": "1.2.840.1", "sop_instance_uid": "1.2.3", "transfer_syntax_uid": "1.2"}
+incoming = Storage(Path(sys.argv[1])).receive(**uids)
+incoming.write(bytes(100_000))
+print("written", flush=True)
+time.sleep(600)
+"""
 
 
-@pytest.fixture
-def writer(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+@pytest.fixture(params=[KEEPS_A_DRAFT, RECEIVES], ids=["a draft", "receiving"])
+def writer(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """A process in the middle of a write."""
-    command = [sys.executable, "-c", INTERRUPTED_WRITER, str(tmp_path / "data")]
+    command = [sys.executable, "-c", request.param, str(tmp_path / "data")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "written\n"
@@ -261,23 +372,47 @@ def writer(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
         process.kill()
 
 
-def test_what_a_killed_process_left_half_written_is_swept_at_the_next_start(
+def half_written(data: Path) -> Path:
+    """The one file there is."""
+    (file,) = files(data)
+    assert file.parent.name == "incoming"
+    return file
+
+
+def grow_old(file: Path) -> None:
+    """It was last written longer ago than a file may be made and not locked yet."""
+    past = file.stat().st_mtime - storage_module._YOUNG - 1
+    os.utime(file, (past, past))
+
+
+def test_what_a_killed_process_left_half_written_is_swept_once_it_is_old(
     writer: subprocess.Popen[str], tmp_path: Path
 ) -> None:
     writer.send_signal(signal.SIGKILL)
     writer.wait()
-    assert len(files(tmp_path)) == 1
+    Storage(tmp_path / "data")
+    grow_old(half_written(tmp_path))
     Storage(tmp_path / "data")
     assert files(tmp_path) == []
 
 
-def test_what_another_process_is_writing_is_not_swept(
+def test_what_another_process_is_writing_is_never_swept(
     writer: subprocess.Popen[str], tmp_path: Path
 ) -> None:
+    grow_old(half_written(tmp_path))
     storage = Storage(tmp_path / "data")
-    assert len(files(tmp_path)) == 1
+    half_written(tmp_path)
     keep(storage)  # and does not hinder others
     assert len(files(tmp_path)) == 2
+
+
+def test_what_we_are_writing_ourselves_is_never_swept(storage: Storage, tmp_path: Path) -> None:
+    incoming = begin(storage)
+    grow_old(half_written(tmp_path))
+    storage.sweep()
+    half_written(tmp_path)
+    incoming.drop()
+    assert files(tmp_path) == []
 
 
 # -- final reports ---------------------------------------------------------------------------------

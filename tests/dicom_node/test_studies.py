@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy import func
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import Connection, func
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.dialects.postgresql import TIMESTAMP
 
 from dicom_node import db, events, jobs, studies
 from dicom_node.config import Settings
 from dicom_node.db import Database
+from dicom_node.errors import OutOfResources
 from dicom_node.status import snapshot
 from dicom_node.storage import Identity, StoredInstance
-from dicom_node.studies import Study
-from tests.conftest import StoredInstanceFactory, StudyFactory
+from dicom_node.studies import Arrival, Study
+from tests.conftest import (
+    BASIC_TEXT_SR,
+    DIGITAL_X_RAY,
+    Server,
+    StoredInstanceFactory,
+    StudyFactory,
+    make_stored_instance,
+)
+from tests.dicom_node import registering
 from tests.dicom_node.states import MINUTE, claimed, transitions
 
 CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
@@ -32,7 +48,8 @@ def register(
     ready: timedelta = MINUTE,
 ) -> bool:
     with database.transaction() as connection:
-        return studies.register(connection, stored, quiet=quiet, ready=ready)
+        written = studies.register(connection, [Arrival(stored=stored, quiet=quiet, ready=ready)])
+    return written == 1
 
 
 def settle(database: Database, *models: str) -> int:
@@ -408,7 +425,7 @@ def test_a_snapshot_waits_for_an_arriving_instance(
     with ThreadPoolExecutor(1) as pool:
         with database.transaction() as connection:
             late = stored_instance(study_instance_uid=uid)
-            studies.register(connection, late, quiet=MINUTE, ready=MINUTE)
+            studies.register(connection, [Arrival(stored=late, quiet=MINUTE, ready=MINUTE)])
             looking = pool.submit(look)
             with pytest.raises(TimeoutError):
                 looking.result(timeout=0.3)
@@ -435,3 +452,183 @@ def test_the_newest_studies_come_first(
     settle(database)
     with database.transaction() as connection:
         assert len(studies.newest(connection, state="complete", limit=9)) == 3
+
+
+# -- the function in the database and its specification --------------------------------------------
+
+HOUR = timedelta(hours=1)
+TABLES = (db.study, db.instance, db.job, db.event)
+
+Step = Callable[[Connection], object]  #: one thing that happens to a database
+RegisterAll = Callable[[Connection, list[Arrival]], object]
+
+
+@pytest.fixture(scope="module")
+def other_database(server: Server, template: str) -> Iterator[Database]:
+    """A second one, in which the specification works."""
+    opened = Database(server.create(template=template))
+    yield opened
+    opened.dispose()
+
+
+def hours(value: object) -> object:
+    return round(value / HOUR) if isinstance(value, timedelta) else value
+
+
+def rows(connection: Connection) -> dict[str, list[dict[str, object]]]:
+    """What is in the tables; of times how many hours they are away."""
+    found = {}
+    for table in TABLES:
+        columns = [
+            (column - func.now()).label(column.name)
+            if isinstance(column.type, TIMESTAMP)
+            else column
+            for column in table.columns
+            if column.name != "id"
+        ]
+        order = table.c.id if "id" in table.c else sa.text("1, 2, 3")
+        read = connection.execute(sa.select(*columns).order_by(order)).mappings()
+        found[table.name] = [{name: hours(value) for name, value in row.items()} for row in read]
+    return found
+
+
+def clear(database: Database) -> None:
+    with database.transaction() as connection:
+        for table in reversed(TABLES):
+            connection.execute(sa.delete(table))
+
+
+study_uids = st.sampled_from(["1.2.9", "1.2.9", "1.2.9", "1.2.10"])
+one_or_none = st.sampled_from(["", "a", "b"])
+whole_hours = st.integers(0, 9).map(lambda count: count * HOUR)
+
+
+@st.composite
+def arrivals(draw: st.DrawFn) -> Arrival:
+    """Of few studies, instances, contents and patients, so that they meet."""
+    study, sop, content = draw(study_uids), draw(st.integers(1, 2)), draw(st.integers(1, 2))
+    stored = make_stored_instance(
+        study_instance_uid=study,
+        series_instance_uid=f"{study}.{draw(st.integers(1, 2))}",
+        sop_instance_uid=f"9.{sop}",
+        sop_class_uid=draw(st.sampled_from([DIGITAL_X_RAY] * 3 + [BASIC_TEXT_SR])),
+        path=f"instances/{study}/9.{sop}.{content}.dcm",
+        sha256=f"{content:064x}",
+        patient_key=draw(one_or_none),
+        identity=Identity(**{name: draw(one_or_none) for name in Identity.__dataclass_fields__}),
+    )
+    return Arrival(stored=stored, quiet=draw(whole_hours), ready=draw(whole_hours))
+
+
+def time_goes_by(connection: Connection, gone: timedelta) -> None:
+    for table in TABLES:
+        times = [column for column in table.columns if isinstance(column.type, TIMESTAMP)]
+        connection.execute(sa.update(table).values({column: column - gone for column in times}))
+
+
+def add_job(connection: Connection, uid: str, values: dict[str, object], due: timedelta) -> None:
+    """A job of the study's present revision, if there is the study and not the job."""
+    times = (func.now() + due, func.now())
+    row = (db.study.c.revision, *(sa.literal(one) for one in values.values()), *times)
+    made = sa.select(db.study.c.study_instance_uid, *row).where(
+        db.study.c.study_instance_uid == uid
+    )
+    names = ["study_instance_uid", "revision", *values, "due_at", "nudged_at"]
+    insert = postgresql.insert(db.job).from_select(names, made)
+    connection.execute(insert.on_conflict_do_nothing())
+
+
+def set_study(connection: Connection, uid: str, values: dict[str, object]) -> None:
+    mine = db.study.c.study_instance_uid == uid
+    connection.execute(sa.update(db.study).where(mine).values(values))
+
+
+def delete_pixels(connection: Connection, uid: str, sop: int) -> None:
+    marked = (db.instance.c.study_instance_uid == uid, db.instance.c.sop_instance_uid == f"9.{sop}")
+    connection.execute(sa.update(db.instance).where(*marked).values(pixels_deleted_at=func.now()))
+    set_study(connection, uid, {"has_pixels": False})
+
+
+job_values = st.fixed_dictionaries(
+    {
+        "state": st.sampled_from(["queued", "queued", "running", "drafted", "refused", "failed"]),
+        "attempts": st.integers(0, 1),
+        "model": st.sampled_from(["demo", "demo", "other"]),
+    }
+)
+study_values = st.sampled_from(
+    [
+        *[{"state": "complete"}] * 4,
+        {"state": "deleting"},
+        dict.fromkeys(Identity.__dataclass_fields__),  # as of an earlier version
+    ]
+)
+between: st.SearchStrategy[Step] = st.one_of(
+    st.builds(partial, st.just(time_goes_by), gone=whole_hours),
+    st.builds(partial, st.just(add_job), uid=study_uids, values=job_values, due=whole_hours),
+    st.builds(partial, st.just(set_study), uid=study_uids, values=study_values),
+    st.builds(partial, st.just(delete_pixels), uid=study_uids, sop=st.integers(1, 2)),
+)
+groups = st.lists(arrivals(), min_size=1, max_size=5)
+
+
+def by_function(connection: Connection, group: list[Arrival]) -> tuple[int, list[int]]:
+    statement = studies._REGISTER.format("%s")
+    said = connection.exec_driver_sql(statement, (studies._encoded(group),)).scalar_one()
+    return said["written"], said["gone"]
+
+
+def take(database: Database, step: list[Arrival] | Step, register_all: RegisterAll) -> object:
+    with database.transaction() as connection:
+        return register_all(connection, step) if isinstance(step, list) else step(connection)
+
+
+@settings(
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(steps=st.lists(groups | between, min_size=3, max_size=12))
+def test_the_function_does_what_its_specification_does(
+    database: Database, other_database: Database, steps: list[list[Arrival] | Step]
+) -> None:
+    ends = []
+    for one, register_all in ((database, by_function), (other_database, registering.register)):
+        clear(one)
+        said = [take(one, step, register_all) for step in steps]
+        with one.transaction() as connection:
+            ends.append((said, rows(connection)))
+    assert ends[0] == ends[1]
+
+
+def test_two_receivers_that_take_the_same_studies_in_opposite_order_do_not_wait_in_a_ring(
+    database: Database,
+) -> None:
+    together = threading.Barrier(2)
+
+    def receive(group: list[Arrival]) -> int:
+        together.wait()
+        with database.transaction() as connection:
+            return studies.register(connection, group)
+
+    with ThreadPoolExecutor(2) as pool:
+        for number in range(10):
+            stored = [make_stored_instance(study_instance_uid=f"1.{n}") for n in range(20)]
+            group = [Arrival(stored=one, quiet=MINUTE, ready=MINUTE) for one in stored]
+            # Those of the first round make the studies, the others find them.
+            again = [replace(one, stored=replace(one.stored, sha256=f"{number}")) for one in group]
+            assert list(pool.map(receive, [group, again[::-1]])) == [20, 20]
+
+
+@pytest.mark.parametrize("values", [{"state": "deleting"}, {}], ids=["study", "pixels"])
+def test_what_was_deleted_is_not_registered_as_if_it_were_there(
+    database: Database, stored_instance: StoredInstanceFactory, values: dict[str, object]
+) -> None:
+    stored = stored_instance(sop_instance_uid="9.1")
+    register(database, stored)
+    uid = stored.study_instance_uid
+    with database.transaction() as connection:
+        set_study(connection, uid, values) if values else delete_pixels(connection, uid, 1)
+        before = rows(connection)
+    with pytest.raises(OutOfResources):
+        register(database, stored)
+    with database.transaction() as connection:
+        assert rows(connection) == before

@@ -83,6 +83,7 @@ class Grumpy:
     environment: dict[str, str] = field(default_factory=dict)
     stop_signal: signal.Signals = signal.SIGTERM
     stop_seconds: float = 5.0
+    takes_hangup: bool = False
     prepared: int = 0
 
     def prepare(self) -> None:
@@ -226,6 +227,29 @@ def test_a_signal_while_a_child_starts_ends_the_block_quietly(
     assert not reached
     assert gone(lines(notes))
     assert signal.getsignal(signum) is former
+
+
+def test_a_hangup_reaches_those_children_only_that_take_it(tmp_path: Path) -> None:
+    notes, deaf, former = tmp_path / "notes", tmp_path / "deaf", signal.getsignal(signal.SIGHUP)
+    listens = (
+        f"trap 'echo hung-up >> {notes}' HUP; echo up >> {notes}; while :; do sleep 0.05; done"
+    )
+    with Supervisor() as supervisor:
+        supervisor.start(shell("listens", listens, takes_hangup=True))
+        supervisor.start(notes_its_pid("deaf", deaf))  # SIGHUP would end it
+        wait_until(lambda: bool(lines(notes)) and bool(lines(deaf)))
+        os.kill(os.getpid(), signal.SIGHUP)
+        wait_until(lambda: lines(notes) == ["up", "hung-up"])
+        assert alive(int(lines(deaf)[0]))
+    assert signal.getsignal(signal.SIGHUP) is former
+
+
+def test_a_hangup_finds_children_that_have_just_died(tmp_path: Path) -> None:
+    notes = tmp_path / "notes"
+    with Supervisor() as supervisor:
+        supervisor.start(shell("gone", f"echo $$ >> {notes}", takes_hangup=True))
+        wait_until(lambda: bool(lines(notes)) and gone(lines(notes)))
+        os.kill(os.getpid(), signal.SIGHUP)
 
 
 def test_an_error_leaves_the_block_after_the_children_stopped(tmp_path: Path) -> None:

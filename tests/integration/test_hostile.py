@@ -20,7 +20,7 @@ import pytest
 from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from dicom_node.errors import CannotUnderstand
-from dicom_node.scp import read_header
+from dicom_node.filing import read_header
 from tests.dicom_node.network import CONTEXT, VERIFICATION, association, encoded, header, send_raw
 
 REPOSITORY = Path(__file__).parents[2]
@@ -35,7 +35,7 @@ from pathlib import Path
 from tests.dicom_node.network import SOURCE, running
 
 with running(Path(sys.argv[1]), SOURCE, register=lambda instance: None) as node:
-    print(node.listener.port, flush=True)
+    print(node.port, flush=True)
     sys.stdin.read()
 """
 
@@ -92,7 +92,7 @@ def claims(meta: pydicom.Dataset, data_set: bytes, guess: UID) -> Sent:
     syntax = meta.get("TransferSyntaxUID") or guess
     said = {"class": meta.get("MediaStorageSOPClassUID"), "uid": None}
     with suppress(CannotUnderstand):
-        inside = read_header(data_set, syntax)
+        inside = read_header(BytesIO(data_set), syntax)
         said = {"class": said["class"] or inside.sop_class_uid, "uid": inside.sop_instance_uid}
     return Sent(
         sop_class_uid=said["class"] or COMPUTED_RADIOGRAPHY,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,8 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
-from dicom_node import db
+from dicom_node import associations, db
+from dicom_node.associations import Reason, Refused
 
 
 def differences(url: str) -> list[object]:
@@ -88,3 +90,19 @@ def _upgrade_in_a_process(url: str) -> str:
     program = "import sys; from dicom_node import db; db.upgrade(sys.argv[1])"
     command_line = [sys.executable, "-c", program, url]
     return subprocess.run(command_line, capture_output=True, text=True, check=False).stderr
+
+
+def test_going_back_before_the_contexts_of_refusals_starts_their_list_anew(
+    fresh_database_url: str,
+) -> None:
+    call = Refused(
+        calling_ae_title="A", called_ae_title="B", address="::1", reason=Reason.UNKNOWN_TITLE
+    )
+    calls = {call: 1, dataclasses.replace(call, tls=True): 1}
+    engine = sa.create_engine(fresh_database_url, poolclass=sa.NullPool)
+    for _ in range(2):
+        with engine.begin() as connection:
+            associations.refused_many(connection, calls)
+            assert [one.count for one in associations.latest(connection)] == [1, 1]
+        command.downgrade(db._alembic(fresh_database_url), "0005")
+        db.upgrade(fresh_database_url)

@@ -16,7 +16,7 @@ from dicom_node.jobs import Job
 from dicom_node.storage import StoredInstance
 from inference.demo.dicom import DemoPatient, to_dx
 from inference.demo.phantom import Radiograph, render, scene
-from tests.dicom_node.network import encoded
+from tests.dicom_node.network import encoded, keep_instance
 from tests.dicom_node.states import MINUTE
 from tests.worker.rule_model import NAME
 from worker.pipeline import Node
@@ -74,7 +74,8 @@ class Study:
         quiet: timedelta = MINUTE,
     ) -> str:
         """Keep a data set, whatever is in it."""
-        kept = self.node.storage.keep_instance(
+        kept = keep_instance(
+            self.node.storage,
             study_instance_uid=self.uid,
             sop_instance_uid=sop_instance_uid,
             sop_class_uid=sop_class_uid,
@@ -95,7 +96,8 @@ class Study:
             patient_key="patient",
         )
         with self.node.database.transaction() as connection:
-            studies.register(connection, stored, quiet=quiet, ready=timedelta(0))
+            arrival = studies.Arrival(stored=stored, quiet=quiet, ready=timedelta(0))
+            studies.register(connection, [arrival])
         return sop_instance_uid
 
     def queue(self) -> int:

@@ -21,7 +21,7 @@ from dicom_node.reports.store import Report
 from dicom_node.results import objects
 from dicom_node.storage import Identity, Storage
 from tests.conftest import DraftFactory, StudyFactory, make_stored_instance
-from tests.dicom_node.network import encoded
+from tests.dicom_node.network import encoded, keep_instance
 from tests.dicom_node.reports.documents import FINDING, FINDINGS, STUDY, container, document, text
 from tests.dicom_node.reports.made import identity
 from tests.dicom_node.results.samples import record
@@ -44,7 +44,8 @@ def receive(database: Database, storage: Storage) -> Receive:
 
     def store_and_register(ds: Dataset, **changes: object) -> str:
         uid, sop_class_uid = str(ds.SOPInstanceUID), str(ds.SOPClassUID)
-        kept = storage.keep_instance(
+        kept = keep_instance(
+            storage,
             study_instance_uid=str(ds.StudyInstanceUID),
             sop_instance_uid=uid,
             sop_class_uid=sop_class_uid,
@@ -61,7 +62,8 @@ def receive(database: Database, storage: Storage) -> Receive:
         with database.transaction() as connection:
             nothing = timedelta(0)
             stored = make_stored_instance(**values)
-            studies.register(connection, stored, quiet=nothing, ready=nothing)
+            arrival = studies.Arrival(stored=stored, quiet=nothing, ready=nothing)
+            studies.register(connection, [arrival])
         return kept.path
 
     return store_and_register

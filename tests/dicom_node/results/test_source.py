@@ -158,12 +158,14 @@ def test_a_broken_sequence_counts_as_absent() -> None:
 )
 def test_sizes_and_tables_keep_their_numbers_in_every_transfer_syntax(syntax: UID) -> None:
     image = header(VOILUTSequence=[_table(256), _table(512)])
+    image.LongitudinalTemporalOffsetFromEvent = 1.5
     image.file_meta.TransferSyntaxUID = syntax
     buffer = BytesIO()
     pydicom.dcmwrite(buffer, image, enforce_file_format=True)
     sent = pydicom.dcmread(BytesIO(buffer.getvalue()))
     kept = source.read(source.source_header(sent))
     assert (kept.Rows, kept.Columns) == (96, 80)
+    assert kept.LongitudinalTemporalOffsetFromEvent == 1.5
     (table,) = kept.VOILUTSequence  # the first, the other is for the viewer's user to choose
     assert list(table.LUTDescriptor) == [256, 0, 16]
     assert raw(table, "LUTData") == struct.pack("<256H", *range(1000, 1256))

@@ -1,0 +1,148 @@
+"""What one receiving process does: listen, make durable, note refusals, and listen to itself.
+
+Several of these may share the port; each keeps its own bounds, and none knows of the others.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+
+from dicom_node import associations, retention, studies
+from dicom_node.associations import Refused
+from dicom_node.config import Settings
+from dicom_node.db import Database
+from dicom_node.disk import Watermarks
+from dicom_node.errors import OutOfResources
+from dicom_node.group_commit import GroupCommit
+from dicom_node.scp import Scp
+from dicom_node.storage import Storage, StoredInstance
+from dicom_node.studies import Arrival
+from dicom_node.tls import Material
+from dicom_node.watchdog import Watchdog
+
+logger = logging.getLogger(__name__)
+
+#: A database that takes longer for a commit is given up on: senders get 0xA700 before they tire.
+HUNG_SECONDS = 20.0
+#: Different refusals remembered until they are written; more in one second are a scan.
+_REMEMBERED = 100
+
+
+class Receiver:
+    """A listening process's work; :meth:`tick` is to be called every second or so."""
+
+    def __init__(
+        self, settings: Settings, database: Database, storage: Storage, watermarks: Watermarks
+    ) -> None:
+        self._settings = settings
+        self._database = database
+        self._storage = storage
+        self._arrivals = studies.Arrivals(database)
+        self._register = GroupCommit(self._commit)
+        self._refusals: Counter[Refused] = Counter()
+        self._refusing = threading.Lock()
+        self._watermarks = watermarks
+        self._tls = Material(settings.tls) if settings.tls.port else None
+        self.scp = Scp(settings, storage, self.register, self.refused, self._watermarks, self._tls)
+        self._watchdog = Watchdog(settings.node.ae_title)
+        self._stop = threading.Event()
+        self._guard = threading.Thread(target=self._keep_bounds, name="guard", daemon=True)
+
+    def start(self) -> None:
+        """Listen.
+
+        Raises
+        ------
+        ConfigurationError
+            A port is taken, or the host is not ours.
+        """
+        self.scp.start()
+        self._guard.start()
+        self._watchdog.start(self.scp.own_port)
+        logger.info("%s listens on port %d", self._settings.node.ae_title, self.scp.port)
+
+    def stop(self) -> None:
+        """Stop listening; what is being received gets a moment to end."""
+        self._watchdog.stop()
+        self.scp.stop()
+        self._stop.set()
+        if self._guard.is_alive():
+            self._guard.join()
+        self._arrivals.close()
+        self._storage.close()
+
+    def reload(self) -> None:
+        """Read the certificates again; running associations keep theirs."""
+        if self._tls is not None:
+            self._tls.reload()
+
+    def tick(self) -> None:
+        """Write down who was turned away.
+
+        Raises
+        ------
+        OutOfResources
+            The database is away.
+        NodeError
+            We do not answer ourselves any more: this process should end.
+        """
+        self._watchdog.check()
+        self._write_refusals()
+
+    def _keep_bounds(self) -> None:
+        """What must not wait for the database."""
+        while not self._stop.wait(1.0):
+            self._watermarks.look()
+            self._arrivals.cut_if_hung(HUNG_SECONDS)
+
+    def register(self, stored: StoredInstance, settle: Callable[[], None]) -> None:
+        """Make an instance durable: its row, and by ``settle`` its file."""
+        settings = self._settings
+        quiet = settings.quiet_seconds(stored.calling_ae_title)
+        arrival = Arrival(
+            stored=stored,
+            quiet=timedelta(seconds=quiet),
+            ready=timedelta(seconds=min(settings.study.ready_seconds, quiet)),
+        )
+        self._register(arrival, settle)
+
+    def _commit(self, arrivals: Sequence[Arrival], settled: Callable[[], None]) -> None:
+        def files_first() -> None:
+            settled()
+            self._storage.sync_folders(arrival.stored.path for arrival in arrivals)
+
+        for one in self._arrivals.register(arrivals, files_first):
+            with self._database.transaction() as connection:
+                retention.restore(connection, self._storage, one.stored)
+                studies.register(connection, [one])
+
+    def refused(self, refused: Refused) -> None:
+        """Remember who was turned away, until the next tick."""
+        level = logging.INFO if refused.reason.expected else logging.WARNING
+        logger.log(
+            level,
+            "refused %s at %s: %s",
+            refused.calling_ae_title or "a connection",
+            refused.address,
+            refused.text,
+        )
+        with self._refusing:
+            if refused in self._refusals or len(self._refusals) < _REMEMBERED:
+                self._refusals[refused] += 1
+
+    def _write_refusals(self) -> None:
+        with self._refusing:
+            refusals, self._refusals = self._refusals, Counter()
+        if not refusals:
+            return
+        try:
+            with self._database.transaction() as connection:
+                associations.refused_many(connection, refusals)
+        except OutOfResources:
+            with self._refusing:
+                self._refusals = refusals  # those of the meantime are the fewer
+            raise
