@@ -40,8 +40,7 @@ from dicom_node.upper_layer import (
     PduType,
     TimedOut,
     invalid_pdu,
-    unexpected_pdu,
-    unrecognised_pdu,
+    out_of_place,
 )
 
 logger = logging.getLogger(__name__)
@@ -188,8 +187,7 @@ class _Acceptor:
         if pdu_type == PduType.ABORT:
             raise Closed("aborted by the peer")
         if pdu_type != PduType.ASSOCIATE_RQ:
-            known = pdu_type in PduType.__members__.values()
-            raise unexpected_pdu(pdu_type) if known else unrecognised_pdu(pdu_type)
+            raise out_of_place(pdu_type)
         if length > MAXIMUM_ASSOCIATE_SIZE:
             raise TooLong(f"A-ASSOCIATE-RQ of {length} bytes")
         return b"".join(bytes(piece) for piece in self._connection.pieces(length))
@@ -261,8 +259,7 @@ class _Acceptor:
         if pdu_type == PduType.ABORT:
             logger.info("association of %s: aborted by the peer", self._connection.address)
             return False
-        known = pdu_type in PduType.__members__.values()
-        raise unexpected_pdu(pdu_type) if known else unrecognised_pdu(pdu_type)
+        raise out_of_place(pdu_type)
 
     # -- Sta13: awaiting the close -----------------------------------------------------------------
 

@@ -84,14 +84,11 @@ class TimedOut(Abort):
     code = "association.timeout"
 
 
-def unrecognised_pdu(pdu_type: int) -> Abort:
-    """PS3.8 9.3.8: no PDU has this type."""
+def out_of_place(pdu_type: int) -> Abort:
+    """PS3.8 9.3.8: not a PDU, or not one for this state of the association."""
+    if pdu_type in PduType.__members__.values():
+        return Abort(f"{PduType(pdu_type).name} PDU out of place", reason=2)
     return Abort(f"PDU of unknown type 0x{pdu_type:02X}", reason=1)
-
-
-def unexpected_pdu(pdu_type: int) -> Abort:
-    """PS3.8 9.3.8: not in this state of the association."""
-    return Abort(f"{PduType(pdu_type).name} PDU out of place", reason=2)
 
 
 def invalid_pdu(what: str) -> Abort:

@@ -23,8 +23,7 @@ from dicom_node.upper_layer import (
     PduType,
     TimedOut,
     invalid_pdu,
-    unexpected_pdu,
-    unrecognised_pdu,
+    out_of_place,
 )
 from tests.dicom_node.sockets import HOUR, PATIENCE, SOON, connected, over, pdu, split
 
@@ -277,8 +276,8 @@ def test_lingering_where_the_peer_has_gone_does_nothing() -> None:
         (Abort("x"), 2, 0),
         (Abort("x", source=0), 0, 0),
         (TimedOut("x"), 2, 0),
-        (unrecognised_pdu(0x47), 2, 1),
-        (unexpected_pdu(PduType.RELEASE_RP), 2, 2),
+        (out_of_place(0x47), 2, 1),
+        (out_of_place(PduType.RELEASE_RP), 2, 2),
         (invalid_pdu("x"), 2, 6),
     ],
 )
