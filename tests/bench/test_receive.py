@@ -37,3 +37,12 @@ def test_a_receiver_that_is_not_there_is_no_figure(tmp_path: Path) -> None:
     (group, _) = receive.make(tmp_path, SMALL, seed=1)
     with pytest.raises(RuntimeError, match="not everything was stored"):
         receive.send([group[0].parent], receive.free_port())
+
+
+def test_what_the_disk_alone_keeps_is_the_same_files(tmp_path: Path) -> None:
+    for name in ("files", "kept"):
+        (tmp_path / name).mkdir()
+    groups = receive.make(tmp_path / "files", SMALL, seed=1)
+    assert receive.keep(groups, tmp_path / "kept") > 0
+    sent = sorted(path.read_bytes() for group in groups for path in group)
+    assert sorted(path.read_bytes() for path in (tmp_path / "kept").iterdir()) == sent
