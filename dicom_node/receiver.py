@@ -19,7 +19,7 @@ from dicom_node.disk import Watermarks
 from dicom_node.errors import OutOfResources
 from dicom_node.group_commit import GroupCommit
 from dicom_node.scp import Scp
-from dicom_node.storage import Storage, StoredInstance
+from dicom_node.storage import SPARE, Storage, StoredInstance
 from dicom_node.studies import Arrival
 from dicom_node.tls import Material
 from dicom_node.watchdog import Watchdog
@@ -60,6 +60,7 @@ class Receiver:
         ConfigurationError
             A port is taken, or the host is not ours.
         """
+        self._prepare()
         self.scp.start()
         self._guard.start()
         self._watchdog.start(self.scp.own_port)
@@ -98,6 +99,11 @@ class Receiver:
         while not self._stop.wait(1.0):
             self._watermarks.look()
             self._arrivals.cut_if_hung(HUNG_SECONDS)
+            self._prepare()
+
+    def _prepare(self) -> None:
+        for _ in range(SPARE):
+            self._storage.prepare()
 
     def register(self, stored: StoredInstance, settle: Callable[[], None]) -> None:
         """Make an instance durable: its row, and by ``settle`` its file."""

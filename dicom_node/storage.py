@@ -39,7 +39,8 @@ _UID = re.compile(r"(?=.*[0-9])[0-9.]{1,64}", re.ASCII)
 _EARLY = 256 * 1024  # bytes
 _THEN = 2 * 1024 * 1024  # bytes
 _HEAD = 16 * 1024  # bytes
-_SPARE = 8  # files
+#: Files that are made before they are needed.
+SPARE = 8
 _YOUNG = 10.0  # seconds
 _FILE_MODE = 0o640  # patient data: nothing for others
 _FOLDER_MODE = 0o750
@@ -137,7 +138,7 @@ class Storage:
 
         Making one costs as much as writing half a megabyte (ext4).
         """
-        if len(self._spare) < _SPARE:
+        if len(self._spare) < SPARE:
             with suppress(OSError):  # it will be told when it is needed
                 self._spare.append(_new_file(self._incoming))
 

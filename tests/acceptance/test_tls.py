@@ -334,6 +334,7 @@ _QUESTIONS = ("protocols", "standard", "fs", "server-preference", "server-defaul
 _SEVERE = ("LOW", "MEDIUM", "HIGH", "CRITICAL")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ec", "rsa:3072"])
 def test_testssl_finds_nothing_that_the_documentation_does_not_explain(
     tmp_path: Path, fresh_database_url: str, repository: Path, kind: str

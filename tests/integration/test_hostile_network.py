@@ -382,7 +382,8 @@ verification_associations = partial(idle_associations, contexts=CONTEXTS[:1])
 def named(attack: Attack, name: str, *sources: str) -> Iterator[object]:
     for source in sources or (HOSTILE,):
         where = "the peer's own address" if source == ALLOWED else "elsewhere"
-        yield pytest.param(attack, source, id=f"{name} from {where}")
+        on_demand = [pytest.mark.slow] if source == ALLOWED else []
+        yield pytest.param(attack, source, marks=on_demand, id=f"{name} from {where}")
 
 
 ATTACKS = [
