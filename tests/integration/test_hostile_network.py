@@ -57,7 +57,10 @@ from tests.integration.adversary import (
 )
 
 DEADLINES = Deadlines(handshake=3, associate=3, pdu=3, idle=6)
-LONGEST_WAIT = 1.0  #: seconds; of the issue
+#: Seconds that a peer may wait for its echo, on a machine with nothing else to do; ...
+LONGEST_WAIT = 1.0
+#: ... and anywhere: less than any deadline above, so that who waits for an attacker is found out.
+FOUND_OUT = 2.5
 TWO_GIB = (1 << 31) - 1
 #: Bytes of an endless PDU that may be taken before the line is cut; most of it lies in the
 #: buffers of the two sockets.
@@ -422,7 +425,7 @@ def test_an_attack_neither_delays_an_allowed_peer_nor_leaves_anything_behind(
     record_property("longest_echo", longest)
     print(f"{len(echoes.waits)} echoes, the longest {longest * 1e3:.0f} ms, {service.figures()}")
     assert echoes.faults == []
-    assert longest < LONGEST_WAIT
+    assert longest < (LONGEST_WAIT if full else FOUND_OUT)
     is_flat_again(service, before)
     assert service.complaints() == []
 
@@ -438,7 +441,7 @@ def test_silent_tls_clients_do_not_delay_a_peer_that_speaks_tls(
         silent_tls_client(Target(service=service, source=ALLOWED, full=False))
         echoes.wait(2)
     assert echoes.faults == []
-    assert max(echoes.waits) < LONGEST_WAIT
+    assert max(echoes.waits) < FOUND_OUT
     is_flat_again(service, before)
 
 
