@@ -42,7 +42,7 @@ from pynetdicom.sop_class import uid_to_service_class
 
 from dicom_node import acceptor, dimse, filing
 from dicom_node.acceptor import Context, Receiving, Rejection, Request
-from dicom_node.associations import Reason, Refused
+from dicom_node.associations import Reason, Refused, printable
 from dicom_node.config import Peer, Settings
 from dicom_node.dimse import Command
 from dicom_node.disk import Watermarks
@@ -86,6 +86,7 @@ VERIFICATION_PLACES_PER_ADDRESS = 4
 _VERIFICATION = UID("1.2.840.10008.1.1")  # PS3.4 A.4
 _STORAGE_ROOT = "1.2.840.10008.5.1.4.1.1."  # PS3.6 A: composite storage SOP classes
 _PROCESSING_FAILURE = 0x0110  # PS3.7 C.5.10
+_UID_LENGTH = 64  # PS3.5 9.1
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _CALLING, _CALLED = 3, 7  # PS3.8 9.3.4, diagnostics of source 1: AE title not recognized
 
@@ -369,7 +370,8 @@ class _Storing:
 
     @property
     def _who(self) -> str:
-        uid = self._command.affected_sop_instance_uid
+        # From the network: a log is read in a terminal.
+        uid = printable(self._command.affected_sop_instance_uid, _UID_LENGTH)
         return f"{uid} from {self._request.calling_ae_title}"
 
 

@@ -33,15 +33,16 @@ BEGIN
         ORDER BY item.study_instance_uid COLLATE "C", element.place
     LOOP
         -- The study's row lock: what a worker reads under it either holds this instance, or this
-        -- instance begins a new revision.
+        -- instance begins a new revision. NO KEY: who has a job's row and appends an event for the
+        -- study need not wait for us, who may want the job's row next.
         SELECT * INTO known FROM study
-        WHERE study_instance_uid = one.study_instance_uid FOR UPDATE;
+        WHERE study_instance_uid = one.study_instance_uid FOR NO KEY UPDATE;
         IF NOT FOUND THEN
             INSERT INTO study (study_instance_uid, state, revision, patient_key)
             VALUES (one.study_instance_uid, 'new', 1, one.patient_key)
             ON CONFLICT DO NOTHING;
             SELECT * INTO known FROM study
-            WHERE study_instance_uid = one.study_instance_uid FOR UPDATE;
+            WHERE study_instance_uid = one.study_instance_uid FOR NO KEY UPDATE;
         END IF;
 
         before := known;

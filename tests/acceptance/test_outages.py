@@ -43,7 +43,7 @@ INSTANCE = 200_000  # bytes
 #: have to take anything (disk.FLOOR_BYTES).
 VOLUME, LEFT = 256, 80
 WHOLE_VOLUME = 512  # MiB; Postgres and Valkey are on it too
-OUTAGE_FULL, OUTAGE_SHORT = 60.0, 5.0  # seconds
+OUTAGE_FULL, OUTAGE_SHORT = 60.0, 10.0  # seconds
 
 
 @contextmanager

@@ -154,7 +154,7 @@ def test_every_history_keeps_what_is_unfinished_and_what_it_claims(database: Dat
     run_state_machine_as_test(
         ThisDatabase,
         settings=settings(
-            max_examples=20,
+            max_examples=40,
             stateful_step_count=30,
             deadline=None,
             suppress_health_check=[HealthCheck.too_slow],
