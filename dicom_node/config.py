@@ -20,6 +20,7 @@ from typing import Annotated, Literal, Self
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
@@ -41,6 +42,17 @@ AeTitle = Annotated[
 ]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Seconds = Annotated[float, Field(ge=0)]
+
+
+def _list_in_a_variable(value: object) -> object:
+    return _json("a list", value) if isinstance(value, str) else value
+
+
+#: PS3.3 C.7.3.1.1.1
+Modalities = Annotated[
+    tuple[Annotated[str, Field(pattern=r"^[A-Z0-9_ ]{1,16}$")], ...],
+    BeforeValidator(_list_in_a_variable),
+]
 
 Raw = dict[str, object]
 
@@ -173,8 +185,47 @@ class Results(_Section):
         return tuple(kind for kind in KINDS if getattr(self, kind))
 
 
+class Delivery(_Section):
+    """How drafts go out, beside the leases and repeats of ``[jobs]``."""
+
+    at_once: Annotated[int, Field(ge=1, le=16)] = 2  #: sent to one peer at a time
+    open_after: Annotated[int, Field(ge=1)] = 3  #: failures in a row until a peer is left alone
+    #: a peer that has not reported on a storage commitment request by then is asked again
+    commitment_seconds: Annotated[float, Field(gt=0)] = 600
+
+
+class Reconciliation(_Section):
+    """What the PACS has and we have not; asked of peers with the role ``query``."""
+
+    days: Annotated[int, Field(ge=0, le=3650)] = 0  #: how many days back; 0: never asked
+    modalities: Modalities = ("CR", "DX")
+    every_minutes: Annotated[float, Field(gt=0)] = 60
+    studies_per_hour: Annotated[int, Field(ge=1)] = 60  #: fetched at most
+    priors: Annotated[int, Field(ge=0, le=20)] = 0  #: earlier studies fetched for each new one
+
+
+class Worklist(_Section):
+    """Modality Worklist: asked of peers with the role ``worklist``."""
+
+    every_seconds: Annotated[float, Field(gt=0)] = 60
+    modalities: Modalities = ("CR", "DX")
+
+
+class Audit(_Section):
+    """Audit messages (PS3.15 A.5) to the site's collector."""
+
+    url: str = ""  #: udp://HOST:PORT or tls://HOST:PORT (RFC 5426, 5425); empty: none are made
+
+    @field_validator("url")
+    @classmethod
+    def _names_transport_host_and_port(cls, url: str) -> str:
+        if url and not re.fullmatch(r"(udp|tls)://(\[[^\]]+\]|[^:/]+):[0-9]+", url):
+            raise ValueError("audit.url: udp://HOST:PORT or tls://HOST:PORT")
+        return url
+
+
 class Reports(_Section):
-    """Where the radiologists' final reports come in; SRs come as all objects do."""
+    """Where HL7 messages come in: final reports and orders; SRs come as all objects do."""
 
     hl7_host: str = "0.0.0.0"
     hl7_port: Annotated[int, Field(ge=0, le=65535)] = 0  #: MLLP listener; 0: none
@@ -200,18 +251,24 @@ class Peer(_Section):
     """Another application entity: where studies come from and drafts go."""
 
     name: str
-    protocol: Literal["dicom", "hl7", "fhir"] = "dicom"
+    protocol: Literal["dicom", "dicomweb", "hl7", "fhir"] = "dicom"
     #: hl7: receiving application (MSH-5), or APPLICATION|FACILITY
     ae_title: AeTitle | Literal[""] = ""
     host: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     port: Port = 104
-    url: str = ""  #: fhir only: the server's base URL
-    roles: tuple[Literal["source", "destination"], ...] = ("source", "destination")
+    url: str = ""  #: fhir and dicomweb only: the server's base URL
+    #: source: sends to us; destination: gets drafts; query: is asked what it has, and for priors;
+    #: worklist: is asked what is planned
+    roles: tuple[Literal["source", "destination", "query", "worklist"], ...] = (
+        "source",
+        "destination",
+    )
     proof: Literal["commitment", "find", "none"] = "none"
     mode: Literal["live", "shadow"] = "live"
     #: where the peer answers queries under another title or port than it stores
     query_ae_title: AeTitle | Literal[""] = ""
     query_port: Annotated[int, Field(ge=0, le=65535)] = 0
+    retrieve: Literal["move", "get"] = "move"  #: how we get studies from a peer that we query
     tls: bool = False  #: it calls our TLS port, and we call it by TLS
     quiet_seconds: Seconds | None = None
 
@@ -222,10 +279,11 @@ class Peer(_Section):
 
     @model_validator(mode="after")
     def _says_what_its_protocol_needs(self) -> Self:
-        if self.protocol == "fhir":
-            if not re.match(r"https?://", self.url) or self.is_source:
+        if self.protocol in ("fhir", "dicomweb"):
+            if not re.match(r"https?://", self.url) or set(self.roles) != {"destination"}:
                 raise ValueError(
-                    f'peer {self.name}: fhir needs url = "https://..." and roles = ["destination"]'
+                    f'peer {self.name}: {self.protocol} needs url = "https://..."'
+                    ' and roles = ["destination"]'
                 )
         elif not self.host:
             raise ValueError(f"peer {self.name}: needs a host")
@@ -233,14 +291,21 @@ class Peer(_Section):
             raise ValueError(f"peer {self.name}: needs an ae_title")
         if self.protocol == "hl7" and self.proof != "none":
             raise ValueError(f'peer {self.name}: HL7 has no query; proof = "none"')
-        if self.protocol == "fhir" and self.proof == "commitment":
-            raise ValueError(f'peer {self.name}: FHIR has no commitment; proof = "find" or "none"')
+        if self.protocol in ("fhir", "dicomweb") and self.proof == "commitment":
+            raise ValueError(
+                f'peer {self.name}: {self.protocol} has no commitment; proof = "find" or "none"'
+            )
         return self
 
     @model_validator(mode="after")
     def _only_dicom_has_queries_and_certificates(self) -> Self:
-        dicom_only = {"query_ae_title": self.query_ae_title, "query_port": self.query_port}
-        set_here = [key for key, value in {**dicom_only, "tls": self.tls}.items() if value]
+        dicom_only = {
+            "query_ae_title": self.query_ae_title,
+            "query_port": self.query_port,
+            "tls": self.tls,
+            'roles "query" or "worklist"': {"query", "worklist"} & set(self.roles),
+        }
+        set_here = [key for key, value in dicom_only.items() if value]
         if set_here and self.protocol != "dicom":
             raise ValueError(f"peer {self.name}: {', '.join(set_here)}: only for DICOM peers")
         return self
@@ -307,6 +372,10 @@ class Settings(_Section):
     results: Results = Results()
     reports: Reports = Reports()
     jobs: Jobs = Jobs()
+    delivery: Delivery = Delivery()
+    reconciliation: Reconciliation = Reconciliation()
+    worklist: Worklist = Worklist()
+    audit: Audit = Audit()
     peers: tuple[Peer, ...] = ()
 
     @model_validator(mode="after")
@@ -345,7 +414,8 @@ class Settings(_Section):
     @model_validator(mode="after")
     def _messages_are_made_for_their_peers(self) -> Self:
         for peer in self.peers:
-            made = peer.protocol == "dicom" or getattr(self.results, peer.protocol)
+            dicom = peer.protocol in ("dicom", "dicomweb")
+            made = dicom or getattr(self.results, peer.protocol)
             if peer.is_destination and not made:
                 raise ValueError(
                     f"peer {peer.name} speaks {peer.protocol}, but nothing is made for it:"
@@ -355,10 +425,14 @@ class Settings(_Section):
 
     def destinations(self, kind: str = "text_sr") -> tuple[Peer, ...]:
         """The peers that get results of that kind."""
-        protocol = kind if kind in ("hl7", "fhir") else "dicom"
+        protocols = (kind,) if kind in ("hl7", "fhir") else ("dicom", "dicomweb")
         return tuple(
-            peer for peer in self.peers if peer.is_destination and peer.protocol == protocol
+            peer for peer in self.peers if peer.is_destination and peer.protocol in protocols
         )
+
+    def asked(self, role: Literal["query", "worklist"]) -> tuple[Peer, ...]:
+        """The peers that we ask: for studies (``query``) or for what is planned (``worklist``)."""
+        return tuple(peer for peer in self.peers if role in peer.roles)
 
     def peer(self, name: str) -> Peer | None:
         """The peer of that name."""

@@ -179,8 +179,130 @@ delivery = Table(
     _time("sent_at"),
     #: what the peer got: the draft, or an alternative of it
     Column("sent_uid", Text, ForeignKey(draft.c.sop_instance_uid)),
+    Column("priority", sa.Integer, nullable=False, server_default="0"),  # see ``priorities``
     UniqueConstraint("draft_uid", "peer"),
     Index(None, "state", "due_at"),
+    Index(None, "peer", "state"),
+)
+
+#: Written by ``circuits``: a destination that fails again and again is left alone for a while.
+circuit = Table(
+    "circuit",
+    metadata,
+    Column("peer", Text, primary_key=True),
+    Column("failures", sa.Integer, nullable=False),  # in a row
+    Column("reason", Text, nullable=False),  # the last one's
+    _time("opened_at"),
+    _time("open_until"),  # null: closed
+)
+
+#: Written by ``commitments``: what we asked a peer to commit to (PS3.4 J.3), and its answer.
+commitment = Table(
+    "commitment",
+    metadata,
+    Column("transaction_uid", Text, primary_key=True),
+    Column("delivery_id", sa.BigInteger, ForeignKey(delivery.c.id), nullable=False),
+    Column("peer", Text, nullable=False),
+    Column("sop_class_uid", Text, nullable=False),
+    Column("sop_instance_uid", Text, nullable=False),
+    _time("requested_at", default=True),
+    _time("answered_at"),
+    Column("outcome", Text),  # committed, failed
+    Column("failure_reason", sa.Integer),  # PS3.3 C.14.1.1
+    Index(None, "delivery_id"),
+)
+
+#: Written by ``commitments``: what a peer asked us to commit to. states: due, reporting, reported,
+#: failed
+commitment_request = Table(
+    "commitment_request",
+    metadata,
+    _id(),
+    Column("transaction_uid", Text, nullable=False),
+    Column("peer", Text, nullable=False),
+    Column("references", JSONB, nullable=False),  # [[SOP class, SOP instance], ...]
+    Column("state", Text, nullable=False),
+    Column("attempts", sa.Integer, nullable=False, server_default="0"),
+    Column("claims", sa.Integer, nullable=False, server_default="0"),
+    Column("reason", Text),
+    Column("worker", Text),
+    _time("received_at", default=True),
+    _time("due_at", default=True),
+    _time("nudged_at"),
+    _time("lease_until"),
+    _time("ended_at"),
+    UniqueConstraint("peer", "transaction_uid"),
+    Index(None, "state", "due_at"),
+)
+
+#: Written by ``fetches``: studies that a peer has and we want. states: due, fetching, fetched,
+#: failed
+fetch = Table(
+    "fetch",
+    metadata,
+    _id(),
+    Column("study_instance_uid", Text, nullable=False, unique=True),
+    Column("peer", Text, nullable=False),
+    Column("purpose", Text, nullable=False),  # missed, prior
+    Column("prior_of", Text),  # Study Instance UID
+    Column("study_date", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("attempts", sa.Integer, nullable=False, server_default="0"),
+    Column("claims", sa.Integer, nullable=False, server_default="0"),
+    Column("reason", Text),
+    Column("worker", Text),
+    _time("found_at", default=True),
+    _time("due_at", default=True),
+    _time("nudged_at"),
+    _time("lease_until"),
+    _time("ended_at"),
+    Index(None, "state", "due_at"),
+    Index(None, "prior_of"),
+)
+
+#: Written by ``reconciliation``: which days of which peer were compared.
+reconciled_day = Table(
+    "reconciled_day",
+    metadata,
+    Column("peer", Text, primary_key=True),
+    Column("study_date", Text, primary_key=True),  # YYYYMMDD
+    _time("asked_at", default=True),
+    Column("found", sa.Integer, nullable=False),
+    Column("missing", sa.Integer, nullable=False),
+)
+
+#: Written by ``orders``: what was asked for, from worklists and HL7. states: open, cancelled
+imaging_order = Table(
+    "imaging_order",
+    metadata,
+    _id(),
+    Column("source", Text, nullable=False),  # worklist, hl7
+    Column("peer", Text, nullable=False),
+    Column("order_key", Text, nullable=False),  # tells the orders of one source apart
+    Column("study_instance_uid", Text, nullable=False),
+    #: see ``storage.Identity``
+    Column("patient_id_key", Text, nullable=False),
+    Column("patient_issuer_key", Text, nullable=False),
+    Column("accession_key", Text, nullable=False),
+    Column("accession_issuer_key", Text, nullable=False),
+    Column("indication", Text, nullable=False),
+    Column("indication_source", Text, nullable=False),  # the attribute or field
+    Column("priority", sa.Integer, nullable=False),  # see ``priorities``
+    Column("state", Text, nullable=False),
+    _time("received_at", default=True),
+    _time("changed_at", default=True),
+    UniqueConstraint("source", "peer", "order_key"),
+    Index(None, "study_instance_uid"),
+    Index(None, "accession_key"),
+)
+
+#: Written by ``audit``: messages (PS3.15 A.5) that the collector has not got yet.
+audit_message = Table(
+    "audit_message",
+    metadata,
+    _id(),
+    _time("at", default=True),
+    Column("message", Text, nullable=False),
 )
 
 #: Written by ``reports.store``: every version of every final report that came, whatever became of

@@ -529,6 +529,14 @@ def test_a_peer_that_nothing_is_made_for_is_an_error(peer_of: dict[str, object])
             {**EHR, "proof": "commitment"}, "FHIR has no commitment", id="fhir with commitment"
         ),
         pytest.param({**EHR, "roles": ["source"]}, "needs url", id="fhir as a source"),
+        pytest.param(
+            {**EHR, "protocol": "dicomweb", "proof": "commitment"},
+            "DICOMWEB has no commitment",
+            id="dicomweb with commitment",
+        ),
+        pytest.param(
+            {**EHR, "roles": ["destination", "query"]}, "needs url", id="fhir that is asked"
+        ),
     ],
 )
 def test_a_peer_says_what_its_protocol_needs(change: dict[str, object], why: str) -> None:
@@ -542,3 +550,26 @@ def test_the_fallback_is_a_list_in_a_variable_too() -> None:
     assert load(None, environ, {}).results.fallback == ("capture",)
     with pytest.raises(ConfigurationError, match="not valid JSON"):
         load(None, {"DICOM_NODE_RESULTS__FALLBACK": "capture"}, {})
+
+
+def test_a_list_can_be_given_in_a_variable() -> None:
+    environ = {"DICOM_NODE_RECONCILIATION__MODALITIES": '["CR"]'}
+    assert load(None, environ, {}).reconciliation.modalities == ("CR",)
+
+
+@pytest.mark.parametrize("url", ["collector", "http://collector:514", "udp://collector"])
+def test_an_audit_collector_needs_transport_host_and_port(url: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"udp://HOST:PORT or tls://HOST:PORT"):
+        load(None, {"DICOM_NODE_AUDIT__URL": url}, {})
+
+
+@pytest.mark.parametrize("url", ["udp://collector:514", "tls://[::1]:6514"])
+def test_an_audit_collector_is_reached_by_udp_or_tls(url: str) -> None:
+    assert load(None, {"DICOM_NODE_AUDIT__URL": url}, {}).audit.url == url
+
+
+def test_the_peers_that_are_asked_are_those_with_the_role() -> None:
+    both = peer(name="a", roles=["query", "worklist"])
+    settings = Settings(peers=(both, peer(name="b", roles=["query"]), peer(name="c")))
+    assert [one.name for one in settings.asked("query")] == ["a", "b"]
+    assert [one.name for one in settings.asked("worklist")] == ["a"]
