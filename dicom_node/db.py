@@ -6,30 +6,23 @@ Each table has one writing module, named beside it. Only the database's clock is
 
 from __future__ import annotations
 
-import json
-import os
-import select
-import socket
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import psycopg
 import sqlalchemy as sa
 from pgvector.sqlalchemy import Vector
-from psycopg import pq
 from sqlalchemy import Column, ForeignKey, Index, Table, Text, UniqueConstraint, func
 from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP
 
+from dicom_node.database_errors import errors_mapped, first_line
 from dicom_node.errors import ConfigurationError, OutOfResources
+from dicom_node.kept_connection import KeptConnection
 
 if TYPE_CHECKING:
     from alembic.config import Config
 
-_AT_ONCE = 1.0  # seconds: a dead connection fails sooner
-_NO_TABLES = "the database has no tables of this version: run `dicom-node db upgrade`"
 
 metadata = sa.MetaData(
     naming_convention={
@@ -238,7 +231,7 @@ commitment_request = Table(
 #: Written by ``fetches``: studies that a peer has and we want. states: due, fetching, fetched,
 #: failed
 fetch = Table(
-    "fetch",
+    "study_fetch",  # FETCH is a word of SQL
     metadata,
     _id(),
     Column("study_instance_uid", Text, nullable=False, unique=True),
@@ -442,7 +435,7 @@ class Database:
         OutOfResources
             The database is away or gave up on the statement; a later attempt may work.
         """
-        with _errors_mapped(), self._engine.begin() as connection:
+        with errors_mapped(), self._engine.begin() as connection:
             yield connection
 
     def kept_connection(self) -> KeptConnection:
@@ -452,177 +445,6 @@ class Database:
     def dispose(self) -> None:
         """Close the pooled connections."""
         self._engine.dispose()
-
-
-class KeptConnection:
-    """A connection that is neither asked for its health nor given back between transactions.
-
-    What is run on it must do no harm when it is run twice: on a connection that has died since the
-    last time, it is run again on a new one.
-    """
-
-    def __init__(self, engine: sa.Engine) -> None:
-        self._engine = engine
-        self._connection: psycopg.Connection[tuple[Any, ...]] | None = None
-        self._began: float | None = None  # monotonic seconds
-
-    def cut_if_hung(self, seconds: float) -> None:
-        """End a transaction that takes longer, from any thread; :meth:`run` raises then.
-
-        A server that was stopped, or whose disk hangs, keeps no time-out of its own.
-        """
-        began, connection = self._began, self._connection
-        if began is None or connection is None or time.monotonic() - began < seconds:
-            return
-        with suppress(OSError, psycopg.Error):
-            descriptor = os.dup(connection.fileno())
-            with socket.socket(fileno=descriptor) as shared:
-                shared.shutdown(socket.SHUT_RDWR)
-
-    def run(self, statement: str, parameters: Sequence[str], meanwhile: Callable[[], None]) -> Any:
-        """Run a statement in a transaction of its own; the one value that it returns.
-
-        Parameters
-        ----------
-        meanwhile
-            Runs while the server works; the transaction is committed after it has returned, and
-            not if it raises.
-
-        Raises
-        ------
-        OutOfResources
-            The database is away or gave up on the statement; a later attempt may work.
-        """
-        with _driver_errors_mapped(), _errors_mapped():
-            if self._connection is not None:
-                began = time.monotonic()
-                try:
-                    return self._attempt(self._connection, statement, parameters, meanwhile)
-                except psycopg.Error:
-                    if time.monotonic() - began > _AT_ONCE:  # a lock, or a hung server
-                        raise
-            self._connection = self._connected()
-            return self._attempt(self._connection, statement, parameters, meanwhile)
-
-    def _connected(self) -> psycopg.Connection[tuple[Any, ...]]:
-        pooled = self._engine.raw_connection()
-        connection = pooled.driver_connection
-        pooled.detach()
-        assert isinstance(connection, psycopg.Connection)
-        return connection
-
-    def _attempt(
-        self,
-        connection: psycopg.Connection[tuple[Any, ...]],
-        statement: str,
-        parameters: Sequence[str],
-        meanwhile: Callable[[], None],
-    ) -> Any:
-        self._began = time.monotonic()
-        try:
-            return _committed(connection.pgconn, statement.encode(), parameters, meanwhile)
-        except BaseException:
-            self.close()
-            raise
-        finally:
-            self._began = None
-
-    def close(self) -> None:
-        """Close the connection; what was not committed is undone."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
-
-
-def _committed(
-    pgconn: pq.abc.PGconn,
-    statement: bytes,
-    parameters: Sequence[str],
-    meanwhile: Callable[[], None],
-) -> Any:
-    """One transaction by libpq's pipeline: everything is sent, and waited for once in the end.
-
-    psycopg's own ``pipeline()`` does the same in about two hundred Python calls.
-    """
-    if pgconn.pipeline_status == pq.PipelineStatus.OFF:
-        pgconn.enter_pipeline_mode()
-    pgconn.send_query_params(b"BEGIN", None)
-    pgconn.send_query_params(statement, [one.encode() for one in parameters])
-    pgconn.send_flush_request()
-    _flush(pgconn)
-    meanwhile()
-    pgconn.send_query_params(b"COMMIT", None)
-    pgconn.pipeline_sync()
-    _flush(pgconn)
-    _, (found,), _, _ = [_results(pgconn) for _ in range(4)]
-    value = found.get_value(0, 0)
-    return None if value is None else json.loads(value)
-
-
-def _results(pgconn: pq.abc.PGconn) -> list[pq.abc.PGresult]:
-    """What one statement, or the sync after them, gives."""
-    results: list[pq.abc.PGresult] = []
-    while True:
-        while pgconn.is_busy():
-            _wait(pgconn, select.POLLIN)
-            pgconn.consume_input()
-        result = pgconn.get_result()
-        if result is None:
-            return results
-        if result.status == pq.ExecStatus.PIPELINE_SYNC:
-            return [result]
-        if result.status not in (pq.ExecStatus.COMMAND_OK, pq.ExecStatus.TUPLES_OK):
-            raise psycopg.errors.error_from_result(result)
-        results.append(result)
-
-
-def _flush(pgconn: pq.abc.PGconn) -> None:
-    while pgconn.flush():
-        _wait(pgconn, select.POLLIN | select.POLLOUT)
-        pgconn.consume_input()
-
-
-def _wait(pgconn: pq.abc.PGconn, events: int) -> None:
-    ready = select.poll()  # a busy node has more open files than select() knows of
-    ready.register(pgconn.socket, events)
-    ready.poll()
-
-
-@contextmanager
-def _driver_errors_mapped() -> Iterator[None]:
-    try:
-        yield
-    except (psycopg.OperationalError, psycopg.InterfaceError) as error:
-        raise OutOfResources(f"database: {str(error).strip().partition(chr(10))[0]}") from error
-    except psycopg.ProgrammingError as error:
-        if isinstance(error, psycopg.errors.UndefinedFunction | psycopg.errors.UndefinedTable):
-            raise ConfigurationError(_NO_TABLES) from error
-        raise
-    except psycopg.DatabaseError as error:
-        if error.sqlstate is None:  # not the server's word: the connection died
-            raise OutOfResources("database: connection lost") from error
-        raise
-
-
-@contextmanager
-def _errors_mapped() -> Iterator[None]:
-    try:
-        yield
-    except (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.TimeoutError) as error:
-        raise OutOfResources(f"database: {_first_line(error)}") from error
-    except sa.exc.IntegrityError as error:
-        if isinstance(error.orig, psycopg.errors.ForeignKeyViolation):  # a study ended just now
-            raise OutOfResources("database: the study is being deleted") from error
-        raise
-    except sa.exc.ProgrammingError as error:
-        if "does not exist" in str(error):
-            raise ConfigurationError(_NO_TABLES) from error
-        raise
-
-
-def _first_line(error: sa.exc.SQLAlchemyError) -> str:
-    cause = getattr(error, "orig", None) or error
-    return str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
 
 
 def migrations_dir() -> Path:
@@ -644,7 +466,7 @@ def upgrade(url: str) -> None:
     try:
         command.upgrade(_alembic(url), "head")
     except sa.exc.OperationalError as error:
-        raise OutOfResources(f"database: {_first_line(error)}") from error
+        raise OutOfResources(f"database: {first_line(error)}") from error
 
 
 def revisions(url: str) -> tuple[str | None, str | None]:

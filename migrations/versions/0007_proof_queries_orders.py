@@ -79,18 +79,18 @@ def upgrade() -> None:
     )
     op.create_index("ix_commitment_request_state_due_at", "commitment_request", ["state", "due_at"])
     op.create_table(
-        "fetch",
+        "study_fetch",
         _id(),
         *_text("study_instance_uid", "peer", "purpose"),
         *_text("prior_of", nullable=True),
         *_text("study_date"),
         _time("found_at", default=True),
         *_work(),
-        sa.PrimaryKeyConstraint("id", name="pk_fetch"),
-        sa.UniqueConstraint("study_instance_uid", name="uq_fetch_study_instance_uid"),
+        sa.PrimaryKeyConstraint("id", name="pk_study_fetch"),
+        sa.UniqueConstraint("study_instance_uid", name="uq_study_fetch_study_instance_uid"),
     )
-    op.create_index("ix_fetch_state_due_at", "fetch", ["state", "due_at"])
-    op.create_index("ix_fetch_prior_of", "fetch", ["prior_of"])
+    op.create_index("ix_study_fetch_state_due_at", "study_fetch", ["state", "due_at"])
+    op.create_index("ix_study_fetch_prior_of", "study_fetch", ["prior_of"])
     op.create_table(
         "reconciled_day",
         *_text("peer", "study_date"),
@@ -131,7 +131,7 @@ def downgrade() -> None:
         "audit_message",
         "imaging_order",
         "reconciled_day",
-        "fetch",
+        "study_fetch",
         "commitment_request",
         "commitment",
         "circuit",
