@@ -9,12 +9,13 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from dicom_node import deliveries, drafts, events, jobs, retention, studies
+from dicom_node import deliveries, drafts, events, jobs, priors, retention, studies
 from dicom_node.deliveries import Delivery
 from dicom_node.drafts import Draft
 from dicom_node.errors import NotFound
 from dicom_node.events import Event
 from dicom_node.jobs import Job
+from dicom_node.priors import EarlierStudy
 from dicom_node.reports import pairs, store
 from dicom_node.reports.store import Report
 from dicom_node.studies import Instance, Study
@@ -32,12 +33,19 @@ class Account:
     alternatives: Sequence[Draft]  #: what peers got that do not take the draft itself
     deliveries: Sequence[Delivery]
     reports: Sequence[Report]  #: the radiologist's, every version, in the order of arrival
+    priors: Sequence[EarlierStudy]  #: of the same patient, newest first
     events: Sequence[Event]
 
     @property
     def choice(self) -> Mapping[str, Any] | None:
         """The latest choice or refusal; ``None`` while no job has ended."""
         return next((one.choice for one in reversed(self.jobs) if one.choice), None)
+
+    @property
+    def indication(self) -> Mapping[str, str] | None:
+        """Where the latest draft's indication was found; ``None``: its model was given none."""
+        source = self.drafts[-1].record.get("history_source") if self.drafts else None
+        return {"source": source} if source else None
 
 
 def of(connection: Connection, study_instance_uid: str) -> Account:
@@ -61,6 +69,7 @@ def of(connection: Connection, study_instance_uid: str) -> Account:
         alternatives=[one for one in kept if one.alternative_of is not None],
         deliveries=deliveries.of_study(connection, study_instance_uid),
         reports=store.of_study(connection, study_instance_uid),
+        priors=priors.of_study(connection, study_instance_uid),
         events=events.of_study(connection, study_instance_uid),
     )
 
@@ -77,9 +86,11 @@ def to_json(account: Account) -> dict[str, Any]:
             _instance(one, account.deleted.get(one.sop_instance_uid)) for one in account.instances
         ],
         "choice": account.choice,
+        "indication": account.indication,
         "jobs": [_job(one) for one in account.jobs],
         "drafts": [_draft(one, account) for one in account.drafts],
         "reports": _reports(account),
+        "priors": [asdict(one) for one in account.priors],
         "events": [_event(one) for one in account.events],
     }
 

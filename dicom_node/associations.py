@@ -8,7 +8,7 @@ it is kept, and neither a port scan nor one busy address fills the table.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -56,6 +56,11 @@ class Reason(StrEnum):
         return _TEXTS[self]
 
     @property
+    def is_alert(self) -> bool:
+        """Was somebody turned away for who he is, and not for what we can take?"""
+        return self in _ALERTS
+
+    @property
     def expected(self) -> bool:
         """Does every port see this, so that nobody need mend anything?"""
         return self in (Reason.NOT_DICOM, Reason.TIMEOUT)
@@ -75,6 +80,18 @@ _TEXTS: Mapping[Reason, str] = {
     Reason.PDU_TOO_LONG: "it sent a longer PDU than was agreed",
     Reason.HL7: "an HL7 connection was turned away",
 }
+
+
+_ALERTS = frozenset(
+    {
+        Reason.UNKNOWN_TITLE,
+        Reason.WRONG_ADDRESS,
+        Reason.WRONG_CALLED_TITLE,
+        Reason.TLS_REQUIRED,
+        Reason.TLS_HANDSHAKE,
+        Reason.HL7,
+    }
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,19 +142,26 @@ def printable(text: str, limit: int) -> str:
     return _UNPRINTABLE.sub(_escape, text.strip(" "))[:limit].rstrip(" ")
 
 
-def refused(connection: Connection, one: Refused) -> None:
-    """Count one refusal."""
-    refused_many(connection, {one: 1})
+def refused(connection: Connection, one: Refused) -> list[Refused]:
+    """Count one refusal; returns as :func:`refused_many`."""
+    return refused_many(connection, {one: 1})
 
 
-def refused_many(connection: Connection, refusals: Mapping[Refused, int]) -> None:
-    """Count several refusals at once: how often each was seen."""
+def refused_many(connection: Connection, refusals: Mapping[Refused, int]) -> list[Refused]:
+    """Count several refusals at once: how often each was seen.
+
+    Returns
+    -------
+    list of Refused
+        The security alerts among them: of each address and reason the first one of the hour.
+    """
     if not refusals:
-        return
+        return []
     table = refused_association
     insert = postgresql.insert(table).values([_row(one, count) for one, count in refusals.items()])
     # One after the other: upserts and deletes of several receivers would wait in a ring.
     connection.execute(sa.select(func.pg_advisory_xact_lock(_LOCK)))
+    alerts = _alerts(connection, refusals)
     connection.execute(
         insert.on_conflict_do_update(
             index_elements=list(table.primary_key.columns),
@@ -149,6 +173,23 @@ def refused_many(connection: Connection, refusals: Mapping[Refused, int]) -> Non
         )
     )
     _forget(connection)
+    return alerts
+
+
+def _alerts(connection: Connection, refusals: Iterable[Refused]) -> list[Refused]:
+    first: dict[tuple[str, Reason], Refused] = {}
+    for one in refusals:
+        if one.reason.is_alert:
+            first.setdefault((one.address, one.reason), one)
+    table = refused_association
+    key = sa.tuple_(table.c.address, table.c.reason)
+    known = connection.execute(
+        sa.select(table.c.address, table.c.reason).where(
+            key.in_(list(first)), table.c.last >= func.date_trunc("hour", func.now())
+        )
+    )
+    told = {(address, Reason(reason)) for address, reason in known}
+    return [one for place, one in first.items() if place not in told]
 
 
 def latest(connection: Connection, limit: int = 20) -> list[RefusedAssociation]:

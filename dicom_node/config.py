@@ -10,6 +10,7 @@ import difflib
 import ipaddress
 import itertools
 import json
+import random
 import re
 import tomllib
 from collections.abc import Collection, Mapping
@@ -200,7 +201,9 @@ class Reconciliation(_Section):
     days: Annotated[int, Field(ge=0, le=3650)] = 0  #: how many days back; 0: never asked
     modalities: Modalities = ("CR", "DX")
     every_minutes: Annotated[float, Field(gt=0)] = 60
-    studies_per_hour: Annotated[int, Field(ge=1)] = 60  #: fetched at most
+    #: a study that is missing is left alone so long: its sender may not have come to it yet
+    patience_minutes: Annotated[float, Field(ge=0)] = 30
+    studies_per_hour: Annotated[int, Field(ge=1)] = 60  #: missed ones fetched at most
     priors: Annotated[int, Field(ge=0, le=20)] = 0  #: earlier studies fetched for each new one
 
 
@@ -219,7 +222,8 @@ class Audit(_Section):
     @field_validator("url")
     @classmethod
     def _names_transport_host_and_port(cls, url: str) -> str:
-        if url and not re.fullmatch(r"(udp|tls)://(\[[^\]]+\]|[^:/]+):[0-9]+", url):
+        found = re.fullmatch(r"(?:udp|tls)://(?:\[[^\]]+\]|[^:/\[]+):([0-9]{1,5})", url)
+        if url and not (found and 0 < int(found[1]) < 2**16):
             raise ValueError("audit.url: udp://HOST:PORT or tls://HOST:PORT")
         return url
 
@@ -242,9 +246,13 @@ class Jobs(_Section):
     give_up_hours: Annotated[float, Field(gt=0)] = 24
 
     def back_off(self, attempts: int) -> timedelta:
-        """How long to wait after the ``attempts``-th failure: doubling, bounded."""
+        """How long to wait after the ``attempts``-th failure: doubling, bounded, half by chance.
+
+        What failed together would otherwise come back together.
+        """
         doubled = self.first_retry_seconds * 2.0 ** min(attempts - 1, 30)
-        return timedelta(seconds=min(doubled, self.longest_retry_seconds))
+        longest = min(doubled, self.longest_retry_seconds)
+        return timedelta(seconds=longest * random.uniform(0.5, 1))
 
 
 class Peer(_Section):
@@ -257,6 +265,14 @@ class Peer(_Section):
     host: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     port: Port = 104
     url: str = ""  #: fhir and dicomweb only: the server's base URL
+    #: fhir and dicomweb only: who we are there, by password or by bearer token; as
+    #: ``password_file`` and ``token_file`` they lie in files of their own
+    username: Annotated[str, Field(pattern=r"^[^:\x00-\x1f\x7f]*$")] = ""
+    password: Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]*$", repr=False)] = ""
+    token: Annotated[str, Field(pattern=r"^[!-~]*$", repr=False)] = ""
+    #: fhir and dicomweb only: PEM file of who may have signed the server's certificate; empty:
+    #: whom the system trusts, and tls.authorities
+    authorities: str = ""
     #: source: sends to us; destination: gets drafts; query: is asked what it has, and for priors;
     #: worklist: is asked what is planned
     roles: tuple[Literal["source", "destination", "query", "worklist"], ...] = (
@@ -311,6 +327,18 @@ class Peer(_Section):
         return self
 
     @model_validator(mode="after")
+    def _logs_in_one_way_over_http(self) -> Self:
+        keys = ("username", "password", "token", "authorities")
+        set_here = [key for key in keys if getattr(self, key)]
+        if set_here and self.protocol not in ("fhir", "dicomweb"):
+            raise ValueError(f"peer {self.name}: {', '.join(set_here)}: only for peers with a url")
+        if bool(self.username) != bool(self.password) or (self.username and self.token):
+            raise ValueError(
+                f"peer {self.name}: a login is username and password, or a token alone"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _destination_has_an_address(self) -> Self:
         if self.is_destination and self.host and "/" in self.host[0]:
             raise ValueError(f"peer {self.name}: a destination needs a host, not a network, first")
@@ -320,6 +348,11 @@ class Peer(_Section):
     def is_source(self) -> bool:
         """May this peer send to us?"""
         return "source" in self.roles
+
+    @property
+    def calls_us(self) -> bool:
+        """May it open associations: to send, or to report on what we asked it to commit to?"""
+        return self.is_source or (self.is_destination and self.proof == "commitment")
 
     @property
     def is_destination(self) -> bool:
@@ -400,6 +433,16 @@ class Settings(_Section):
         return self
 
     @model_validator(mode="after")
+    def _what_was_forgotten_is_not_missed(self) -> Self:
+        asked, kept = self.reconciliation.days, self.retention.metadata_days
+        if asked > kept > 0:
+            raise ValueError(
+                f"reconciliation.days = {asked} must not be above retention.metadata_days ="
+                f" {kept:g}: studies that were deleted here would be fetched again"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _tls_peers_need_certificates(self) -> Self:
         for peer in self.peers:
             if peer.tls and not self.tls.configured:
@@ -407,8 +450,16 @@ class Settings(_Section):
                     f"peer {peer.name}: tls = true needs tls.certificate, tls.private_key"
                     " and tls.authorities"
                 )
-            if peer.tls and peer.is_source and not self.tls.port:
+            if peer.tls and peer.calls_us and not self.tls.port:
                 raise ValueError(f"peer {peer.name}: tls = true needs tls.port, which it calls")
+        return self
+
+    @model_validator(mode="after")
+    def _audit_by_tls_needs_certificates(self) -> Self:
+        if self.audit.url.startswith("tls:") and not self.tls.configured:
+            raise ValueError(
+                "audit.url: tls:// needs tls.certificate, tls.private_key and tls.authorities"
+            )
         return self
 
     @model_validator(mode="after")
@@ -568,15 +619,27 @@ def _merge(into: Raw, other: Raw) -> None:
 
 
 def _read_secrets(raw: Raw) -> None:
-    for section in raw.values():
-        if not isinstance(section, dict):
-            continue
+    for section in _tables(raw):
         for key in [key for key in section if key.endswith(FILE_SUFFIX)]:
             path = Path(str(section.pop(key)))
-            try:
-                section[key.removesuffix(FILE_SUFFIX)] = path.read_text("utf-8").strip()
-            except OSError as error:
-                raise ConfigurationError(f"{key} = {path}: {error.strerror}") from error
+            section[key.removesuffix(FILE_SUFFIX)] = _secret(key, path)
+
+
+def _tables(raw: Raw) -> list[Raw]:
+    """The sections, and each of the peers."""
+    peers = raw.get("peers")
+    found = [*raw.values(), *(peers if isinstance(peers, list) else ())]
+    return [one for one in found if isinstance(one, dict)]
+
+
+def _secret(key: str, path: Path) -> str:
+    try:
+        return path.read_text("utf-8").strip()
+    except OSError as error:
+        raise ConfigurationError(f"{key} = {path}: {error.strerror}") from error
+    except UnicodeDecodeError:  # not as the cause: it would quote the file
+        why = "not UTF-8 text"
+    raise ConfigurationError(f"{key} = {path}: {why}")
 
 
 def _explain(error: ValidationError) -> str:

@@ -117,6 +117,7 @@ job = Table(
     Column("choice", JSONB),
     Column("reason", Text),
     Column("worker", Text),
+    Column("priority", sa.Integer, nullable=False, server_default="0"),  # see ``priorities``
     _time("due_at", default=True),
     _time("created_at", default=True),
     _time("started_at"),
@@ -194,12 +195,14 @@ commitment = Table(
     "commitment",
     metadata,
     Column("transaction_uid", Text, primary_key=True),
-    Column("delivery_id", sa.BigInteger, ForeignKey(delivery.c.id), nullable=False),
+    #: null: asked for by somebody who only wants to know
+    Column("delivery_id", sa.BigInteger, ForeignKey(delivery.c.id, ondelete="CASCADE")),
     Column("peer", Text, nullable=False),
     Column("sop_class_uid", Text, nullable=False),
     Column("sop_instance_uid", Text, nullable=False),
     _time("requested_at", default=True),
-    _time("answered_at"),
+    _time("accepted_at"),  # the peer said that it will report
+    _time("answered_at"),  # ... and did
     Column("outcome", Text),  # committed, failed
     Column("failure_reason", sa.Integer),  # PS3.3 C.14.1.1
     Index(None, "delivery_id"),
@@ -213,6 +216,7 @@ commitment_request = Table(
     _id(),
     Column("transaction_uid", Text, nullable=False),
     Column("peer", Text, nullable=False),
+    Column("address", Text, nullable=False),  # that it asked from
     Column("references", JSONB, nullable=False),  # [[SOP class, SOP instance], ...]
     Column("state", Text, nullable=False),
     Column("attempts", sa.Integer, nullable=False, server_default="0"),
@@ -228,15 +232,15 @@ commitment_request = Table(
     Index(None, "state", "due_at"),
 )
 
-#: Written by ``fetches``: studies that a peer has and we want. states: due, fetching, fetched,
-#: failed
+#: Written by ``fetches``, at its end by ``retention``: studies that a peer has and we want. states:
+#: due, fetching, fetched, failed, skipped
 fetch = Table(
     "study_fetch",  # FETCH is a word of SQL
     metadata,
     _id(),
     Column("study_instance_uid", Text, nullable=False, unique=True),
     Column("peer", Text, nullable=False),
-    Column("purpose", Text, nullable=False),  # missed, prior
+    Column("purpose", Text, nullable=False),  # missed, prior; wanted: a prior that is to be read
     Column("prior_of", Text),  # Study Instance UID
     Column("study_date", Text, nullable=False),
     Column("state", Text, nullable=False),
@@ -248,9 +252,27 @@ fetch = Table(
     _time("due_at", default=True),
     _time("nudged_at"),
     _time("lease_until"),
+    _time("started_at"),  # the first claim since it was queued from scratch
+    _time("claimed_at"),  # the latest
     _time("ended_at"),
     Index(None, "state", "due_at"),
     Index(None, "prior_of"),
+)
+
+#: Written by ``fetches``, at its end by ``retention``: studies whose patient's earlier ones are
+#: looked for, once. states: due, searched, failed
+prior_search = Table(
+    "prior_search",
+    metadata,
+    _id(),
+    Column("study_instance_uid", Text, nullable=False, unique=True),
+    Column("state", Text, nullable=False),
+    Column("attempts", sa.Integer, nullable=False, server_default="0"),
+    Column("reason", Text),
+    _time("created_at", default=True),
+    _time("due_at", default=True),
+    _time("nudged_at"),
+    Index(None, "state", "due_at"),
 )
 
 #: Written by ``reconciliation``: which days of which peer were compared.
@@ -287,6 +309,17 @@ imaging_order = Table(
     UniqueConstraint("source", "peer", "order_key"),
     Index(None, "study_instance_uid"),
     Index(None, "accession_key"),
+)
+
+#: Written by ``worklist``: how the last questions to each peer went.
+worklist_answer = Table(
+    "worklist_answer",
+    metadata,
+    Column("peer", Text, primary_key=True),
+    _time("answered_at"),
+    Column("entries", sa.Integer, nullable=False, server_default="0"),
+    _time("failed_at"),  # the first failure since it answered; null: it answered last time
+    Column("fault", Text),
 )
 
 #: Written by ``audit``: messages (PS3.15 A.5) that the collector has not got yet.

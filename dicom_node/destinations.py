@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
+from pathlib import Path
 
+from dicom_node import scu
 from dicom_node.config import Peer, Tls
-from dicom_node.errors import ConfigurationError, NodeError
-from dicom_node.scu import Destination, Timeouts
+from dicom_node.errors import ConfigurationError, NodeError, PeerError, Unreadable
+from dicom_node.scu import Destination, Outcome, Timeouts
 
 GROUP = "dicom_node.destinations"  #: entry points, by protocol
 
@@ -25,7 +28,7 @@ def open_destination(
     timeouts
         How long to wait.
     tls
-        Our certificates; only a peer with ``tls = true`` is told of them.
+        Our certificates; only a peer that is called by TLS or HTTPS is told of them.
 
     Raises
     ------
@@ -40,7 +43,8 @@ def open_destination(
         )
     try:
         kind = next(iter(found)).load()
-        certificates = {"tls": tls} if peer.tls else {}
+        secure = peer.tls or peer.url.startswith("https:")
+        certificates = {"tls": tls} if secure else {}
         made: Destination = kind(peer, calling_ae_title, timeouts, **certificates)
     except NodeError:
         raise
@@ -48,3 +52,43 @@ def open_destination(
         why = f"what speaks {peer.protocol} can't be loaded: {type(error).__name__}"
         raise ConfigurationError(f"peer {peer.name}: {why}") from error
     return made
+
+
+def send_files(
+    files: Sequence[Path],
+    peer: Peer,
+    calling_ae_title: str,
+    progress: Callable[[Outcome], None] = lambda outcome: None,
+    tls: Tls | None = None,
+) -> list[Outcome]:
+    """Send files as they are: by C-STORE over few associations, or by STOW-RS one by one.
+
+    Returns
+    -------
+    list of Outcome
+        One per file. A failure of one file does not stop the others.
+
+    Raises
+    ------
+    ConfigurationError
+        The peer takes no DICOM objects.
+    """
+    if peer.protocol == "dicom":
+        return scu.send_files(files, peer, calling_ae_title, progress, tls=tls)
+    if peer.protocol != "dicomweb":
+        raise ConfigurationError(f"peer {peer.name} speaks {peer.protocol}: it takes no DICOM")
+    destination = open_destination(peer, calling_ae_title, tls=tls)
+    outcomes = []
+    for file in files:
+        outcomes.append(_outcome(destination, file))
+        progress(outcomes[-1])
+    return outcomes
+
+
+def _outcome(destination: Destination, file: Path) -> Outcome:
+    try:
+        return Outcome(path=file, status=destination.send(file), failure=None)
+    except PeerError as error:
+        return Outcome(path=file, status=error.status, failure=str(error))
+    except Unreadable as error:
+        return Outcome(path=file, status=None, failure=str(error))

@@ -17,6 +17,10 @@ from dicom_node.upper_layer import Abort, Connection, invalid_pdu
 C_STORE_RQ = 0x0001  # PS3.7 E.1-1
 C_ECHO_RQ = 0x0030
 C_CANCEL_RQ = 0x0FFF
+N_EVENT_REPORT_RQ = 0x0100
+N_ACTION_RQ = 0x0130
+#: Get, set, create, delete: of SOP classes that we do not have.
+OTHER_N_REQUESTS = (0x0110, 0x0120, 0x0140, 0x0150)
 _RESPONSE = 0x8000
 _NO_DATA_SET = 0x0101  # PS3.7 E.1-1, Command Data Set Type
 
@@ -30,12 +34,16 @@ _P_DATA = struct.Struct(">BxLLBB")
 _COMMAND, _LAST = 0b01, 0b10  # PS3.8 E.2
 
 _AFFECTED_SOP_CLASS_UID = 0x0002
+_REQUESTED_SOP_CLASS_UID = 0x0003
 _COMMAND_FIELD = 0x0100
 _MESSAGE_ID = 0x0110
 _MESSAGE_ID_BEING_RESPONDED_TO = 0x0120
 _COMMAND_DATA_SET_TYPE = 0x0800
 _STATUS = 0x0900
 _AFFECTED_SOP_INSTANCE_UID = 0x1000
+_REQUESTED_SOP_INSTANCE_UID = 0x1001
+#: Event Type ID, Action Type ID
+_TYPE_ID = {N_EVENT_REPORT_RQ: 0x1002, N_ACTION_RQ: 0x1008}
 
 
 class Fragment(NamedTuple):
@@ -49,7 +57,11 @@ class Fragment(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Command:
-    """A request's command set (PS3.7 9.3, 10.3)."""
+    """A request's command set (PS3.7 9.3, 10.3).
+
+    What an N-ACTION-RQ calls the requested class and instance is the affected one here, as it is in
+    its answer (PS3.7 10.3.4).
+    """
 
     context_id: int
     command_field: int
@@ -57,6 +69,7 @@ class Command:
     has_data_set: bool
     affected_sop_class_uid: str
     affected_sop_instance_uid: str
+    type_id: int | None = None  #: of an N-EVENT-REPORT-RQ or N-ACTION-RQ
 
 
 def fragments(connection: Connection, length: int) -> Iterator[Fragment]:
@@ -90,20 +103,29 @@ def parse_command(context_id: int, encoded: bytes) -> Command:
     """
     elements = _elements(encoded)
     try:
+        field = _number(elements[_COMMAND_FIELD])
+        is_action = field == N_ACTION_RQ
+        sop_class = _REQUESTED_SOP_CLASS_UID if is_action else _AFFECTED_SOP_CLASS_UID
+        instance = _REQUESTED_SOP_INSTANCE_UID if is_action else _AFFECTED_SOP_INSTANCE_UID
+        type_id = elements.get(_TYPE_ID.get(field, -1))
         return Command(
             context_id=context_id,
-            command_field=_number(elements[_COMMAND_FIELD]),
+            command_field=field,
             message_id=_number(elements.get(_MESSAGE_ID, b"\0\0")),
             has_data_set=_number(elements[_COMMAND_DATA_SET_TYPE]) != _NO_DATA_SET,
-            affected_sop_class_uid=_uid(elements.get(_AFFECTED_SOP_CLASS_UID, b"")),
-            affected_sop_instance_uid=_uid(elements.get(_AFFECTED_SOP_INSTANCE_UID, b"")),
+            affected_sop_class_uid=_uid(elements.get(sop_class, b"")),
+            affected_sop_instance_uid=_uid(elements.get(instance, b"")),
+            type_id=None if type_id is None else _number(type_id),
         )
     except (KeyError, struct.error, UnicodeDecodeError):
         raise Abort("command set lacks an element or has a wrong one", source=0) from None
 
 
 def response(command: Command, status: int) -> bytes:
-    """The P-DATA-TF PDU that answers ``command``, without a data set (PS3.7 9.3.1.2, 9.3.5.2)."""
+    """The P-DATA-TF PDU that answers ``command``, without a data set.
+
+    PS3.7 9.3.1.2, 9.3.5.2, 10.3.1.2, 10.3.4.2.
+    """
     elements = [
         _text(_AFFECTED_SOP_CLASS_UID, command.affected_sop_class_uid),
         _short(_COMMAND_FIELD, command.command_field | _RESPONSE),
@@ -112,6 +134,8 @@ def response(command: Command, status: int) -> bytes:
         _short(_STATUS, status),
         _text(_AFFECTED_SOP_INSTANCE_UID, command.affected_sop_instance_uid),
     ]
+    if command.type_id is not None:
+        elements.append(_short(_TYPE_ID[command.command_field], command.type_id))
     body = b"".join(elements)
     group_length = _ELEMENT.pack(0, 0, 4) + struct.pack("<L", len(body))
     value = group_length + body

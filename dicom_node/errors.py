@@ -5,10 +5,12 @@
       OutOfResources            disk, database or broker away; a later attempt may work  0xA700
       WrongSopClass             data set does not match what the command said            0xA900
       CannotUnderstand          data set can't be filed                                  0xC000
+      NotAuthorised             the caller may not ask for this                          0x0124
       Unreadable                a stored object can't be read any more
       PeerError                 another node: unreachable, rejected us, refused an object
         PeerRefused             ... with a status that a later attempt will not change
         NotSupported            ... takes no objects of this kind; another kind may go
+        Unproven                ... took the object and can't be asked whether it has it
       NotFound                  the thing asked for is not here
 
 Errors are caught at three borders only: SCP handler (becomes a DIMSE status), task (becomes a job
@@ -57,6 +59,13 @@ class CannotUnderstand(NodeError):
     code = "cannot-understand"
 
 
+class NotAuthorised(NodeError):
+    """Refused: not authorised."""
+
+    dimse_status = 0x0124  # PS3.7 C.5.13
+    code = "not-authorised"
+
+
 class Unreadable(NodeError):
     """A stored object can't be read."""
 
@@ -85,6 +94,12 @@ class NotSupported(PeerError):
     """The peer takes no objects of this kind (until somebody configures it to)."""
 
     code = "peer.unsupported"
+
+
+class Unproven(PeerError):
+    """The peer answered success to an object, and that it has it is not proven."""
+
+    code = "peer.unproven"
 
 
 class NotFound(NodeError):

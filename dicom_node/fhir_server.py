@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import re
 import socket
-import ssl
 import threading
 import time
 from collections.abc import Iterator
@@ -17,10 +16,10 @@ from contextlib import closing, contextmanager, suppress
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from pathlib import Path
-from urllib.parse import SplitResult, urlsplit
 
-from dicom_node.config import Peer
-from dicom_node.errors import ConfigurationError, PeerError, PeerRefused, Unreadable
+from dicom_node import http_peer
+from dicom_node.config import Peer, Tls
+from dicom_node.errors import PeerError, PeerRefused, Unreadable
 from dicom_node.results.fhir import resource_id
 from dicom_node.scu import Reference, Timeouts
 
@@ -41,6 +40,8 @@ class FhirServer:
         Who we are: what the server's log will say (User-Agent).
     timeouts
         How long to wait; ``answer`` bounds the whole wait for one.
+    tls
+        Our certificates, for an https url; their files are read for every exchange.
 
     Raises
     ------
@@ -48,11 +49,18 @@ class FhirServer:
         The url names no host, or a user.
     """
 
-    def __init__(self, peer: Peer, calling_ae_title: str, timeouts: Timeouts | None = None) -> None:
+    def __init__(
+        self,
+        peer: Peer,
+        calling_ae_title: str,
+        timeouts: Timeouts | None = None,
+        tls: Tls | None = None,
+    ) -> None:
         self._peer = peer
         self._calling_ae_title = calling_ae_title
         self._timeouts = timeouts or Timeouts()
-        self._base = _base(peer)
+        self._tls = tls
+        self._base = http_peer.base(peer)
 
     def verify(self) -> None:
         """Ask what the server can do (FHIR R4, capabilities).
@@ -116,7 +124,7 @@ class FhirServer:
         headers = {
             "Accept": _JSON,
             "Prefer": "return=minimal",
-            "User-Agent": self._calling_ae_title,
+            **http_peer.headers(self._peer, self._calling_ae_title),
             **({} if body is None else {"Content-Type": _JSON}),
         }
         started = time.monotonic()
@@ -125,7 +133,8 @@ class FhirServer:
                 connection.request(method, path, body, headers)
                 return connection.getresponse().status
         except (OSError, HTTPException, ValueError) as error:
-            why = self._why(error, time.monotonic() - started)
+            late = time.monotonic() - started >= self._timeouts.answer
+            why = http_peer.why(error, late=late)
         # Outside: what the server sent must not come along as the cause.
         raise PeerError(f"{self._who()} {why}")
 
@@ -134,7 +143,7 @@ class FhirServer:
         host = base.hostname or ""
         if base.scheme == "http":
             return HTTPConnection(host, base.port, timeout=seconds)
-        context = ssl.create_default_context()
+        context = http_peer.context(self._peer, self._tls)
         return HTTPSConnection(host, base.port, timeout=seconds, context=context)
 
     @contextmanager
@@ -150,25 +159,8 @@ class FhirServer:
         finally:
             timer.cancel()
 
-    def _why(self, error: Exception, seconds: float) -> str:
-        limit = self._timeouts.answer
-        if seconds >= limit or isinstance(error, TimeoutError):
-            return "did not answer in time"
-        if isinstance(error, ConnectionError | HTTPException):
-            return f"refused the connection, closed it or gave no HTTP ({type(error).__name__})"
-        return f"can't be reached: {getattr(error, 'strerror', None) or type(error).__name__}"
-
     def _who(self) -> str:
-        return f"{self._peer.name} ({self._peer.url})"
-
-
-def _base(peer: Peer) -> SplitResult:
-    with suppress(ValueError):  # a port that is none, a bracket too many
-        base = urlsplit(peer.url)
-        if base.hostname and base.port != 0 and not base.username and not base.query:
-            return base
-    # The url is not shown: there may be a password in it.
-    raise ConfigurationError(f'peer {peer.name}: url is not of the form "https://host:port/path"')
+        return http_peer.who(self._peer)
 
 
 def _hang_up(connection: socket.socket) -> None:

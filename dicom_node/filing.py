@@ -1,6 +1,7 @@
 """What filing needs of a received data set: whose it is, and that it is what the command said.
 
-Values are taken raw and compared by keys: nothing of a patient is decoded further or logged.
+Whoever receives, our SCP or our SCU of C-GET, files by :func:`file`. Values are taken raw and
+compared by keys: nothing of a patient is decoded further or logged.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pydicom.uid import UID
 
 from dicom_node.errors import CannotUnderstand, WrongSopClass
 from dicom_node.malformed import MALFORMED
-from dicom_node.storage import Identity, checked_uid, identity_key
+from dicom_node.storage import Identity, Incoming, StoredInstance, checked_uid, identity_key
 
 #: Bytes that are read to find the UIDs, those of values that are skipped left out, ...
 MAXIMUM_HEADER = 1024 * 1024
@@ -69,6 +70,49 @@ class Header:
     sop_class_uid: str
     patient_key: str
     identity: Identity
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """What the C-STORE command said of a data set, and who sent it."""
+
+    sop_class_uid: str
+    sop_instance_uid: str
+    transfer_syntax: UID
+    calling_ae_title: str
+    address: str
+
+
+def file(incoming: Incoming, origin: Origin) -> StoredInstance:
+    """A whole data set was written: what it is and where its file will be; PS3.4 B.2.3.
+
+    ``incoming.settle`` puts the file there.
+
+    Raises
+    ------
+    NodeError
+        It can't be filed.
+    """
+    header = scan(incoming.head, origin.transfer_syntax)
+    if header is None:
+        with incoming.data_set() as data_set:
+            header = read_header(data_set, origin.transfer_syntax)
+    check(header, origin.sop_class_uid, origin.sop_instance_uid)
+    kept = incoming.place(header.study_instance_uid)
+    return StoredInstance(
+        study_instance_uid=header.study_instance_uid,
+        series_instance_uid=header.series_instance_uid,
+        sop_instance_uid=header.sop_instance_uid,
+        sop_class_uid=header.sop_class_uid,
+        transfer_syntax_uid=origin.transfer_syntax,
+        path=kept.path,
+        sha256=kept.sha256,
+        size=kept.size,
+        calling_ae_title=origin.calling_ae_title,
+        address=origin.address,
+        patient_key=header.patient_key,
+        identity=header.identity,
+    )
 
 
 def read_header(data_set: BinaryIO, transfer_syntax: UID) -> Header:

@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, RowMapping, func
 from sqlalchemy.dialects import postgresql
 
-from dicom_node import events, nudges
+from dicom_node import events, nudges, priorities
 from dicom_node.db import job
 from dicom_node.errors import NodeError
 
@@ -57,13 +57,21 @@ def _job(row: RowMapping) -> Job:
 
 
 def create(
-    connection: Connection, study_instance_uid: str, revision: int, model: str
+    connection: Connection,
+    study_instance_uid: str,
+    revision: int,
+    model: str,
+    priority: int = priorities.ROUTINE,
 ) -> int | None:
     """Queue a job; ``None`` when this revision already has one for the model."""
     job_id: int | None = connection.scalar(
         postgresql.insert(job)
         .values(
-            study_instance_uid=study_instance_uid, revision=revision, model=model, state="queued"
+            study_instance_uid=study_instance_uid,
+            revision=revision,
+            model=model,
+            state="queued",
+            priority=priority,
         )
         .on_conflict_do_nothing()
         .returning(job.c.id)
@@ -78,6 +86,18 @@ def exists_for(study_instance_uid: sa.Column[str], revision: sa.Column[int]) -> 
     return sa.exists().where(
         job.c.study_instance_uid == study_instance_uid, job.c.revision == revision
     )
+
+
+def claim_next(connection: Connection, job_id: int, *, lease: timedelta, worker: str) -> Job | None:
+    """Take the most urgent job that is due, and of equally urgent ones the one that is named.
+
+    A worker is told of jobs one by one, as they come; what is urgent overtakes those it was told
+    of before, and each of them is taken in the end, for it is told of each.
+    """
+    first = (job.c.priority.desc(), job.c.id != job_id, job.c.due_at)
+    query = sa.select(job.c.id).where(_CLAIMABLE).order_by(*first).limit(1)
+    chosen = connection.scalar(query.with_for_update(skip_locked=True))
+    return None if chosen is None else claim(connection, chosen, lease=lease, worker=worker)
 
 
 def claim(connection: Connection, job_id: int, *, lease: timedelta, worker: str) -> Job | None:

@@ -14,17 +14,25 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
+from sqlalchemy import Connection
+
 from dicom_node import (
     __version__,
     associations,
+    commitments,
     deliveries,
+    fetches,
     heartbeats,
     jobs,
+    orders,
+    reconciliation,
     retention,
     studies,
     tls,
 )
 from dicom_node.associations import Reason, Refused
+from dicom_node.audit.auditor import Auditor
+from dicom_node.audit.forwarder import Forwarder
 from dicom_node.config import Settings
 from dicom_node.db import Database, installation_id
 from dicom_node.disk import Watermarks
@@ -35,6 +43,7 @@ from dicom_node.reports.mllp_listener import MllpListener
 from dicom_node.results import uids
 from dicom_node.scp import may_call
 from dicom_node.storage import Storage
+from dicom_node.worklist import Worklists
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +111,7 @@ class Node:
         Deaf
             We listen and do not answer any more.
         """
-        with self._hl7_served(), _listening(self.receiver):
+        with self._audited(), self._asking(), self._hl7_served(), _listening(self.receiver):
             ticks = 0
             try:
                 while not stop.wait(TICK_SECONDS):
@@ -112,6 +121,43 @@ class Node:
                     ticks += 1
             finally:
                 self._leave()
+
+    @property
+    def _auditor(self) -> Auditor:
+        return Auditor(self.settings, heartbeats.process_name("node"))
+
+    @contextmanager
+    def _audited(self) -> Iterator[None]:
+        """Take audit messages to their collector, where the site has one."""
+        if not self.settings.audit.url:
+            yield
+            return
+        forwarder = Forwarder(self.settings, self.database, self._auditor)
+        forwarder.start()
+        try:
+            yield
+        finally:
+            forwarder.stop()
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        """Ask other nodes again and again for what is planned, and for what we have missed."""
+        periodics = [
+            *Worklists(self.settings, self.database).periodics,
+            *reconciliation.periodics(self.settings, self.database),
+        ]
+        for one in periodics:
+            one.start()
+        try:
+            yield
+        finally:
+            for one in periodics:
+                one.stop()
+
+    def _study_received(self, connection: Connection, study_instance_uid: str) -> None:
+        self._auditor.received(connection, self.storage, study_instance_uid)
+        if self.settings.reconciliation.priors:
+            fetches.search(connection, study_instance_uid)
 
     @contextmanager
     def _hl7_served(self) -> Iterator[None]:
@@ -144,7 +190,8 @@ class Node:
         )
         try:
             with self.database.transaction() as connection:
-                associations.refused(connection, refused)
+                for one in associations.refused(connection, refused):
+                    self._auditor.refused(connection, one.calling_ae_title, one.address, one.text)
         except OutOfResources as error:
             logger.warning("refused HL7 connection not written down: %s", error)
 
@@ -158,14 +205,26 @@ class Node:
         """
         every = timedelta(seconds=self.settings.jobs.sweep_seconds)
         with self.database.transaction() as connection:
-            studies.settle(connection, [self.settings.model.name])
+            studies.settle(connection, [self.settings.model.name], self._study_received)
             jobs.give_up(connection, max_attempts=self.settings.jobs.max_attempts)
         with self.database.transaction() as connection:
             due_jobs = jobs.nudge(connection, every=every)
-            due_deliveries = deliveries.nudge(connection, every=every)
+            due_deliveries = deliveries.nudge(
+                connection, every=every, at_once=self.settings.delivery.at_once
+            )
+            due_commitments = commitments.nudge(connection, every=every)
+            due_fetches = fetches.nudge(
+                connection,
+                every=every,
+                per_hour=self.settings.reconciliation.studies_per_hour,
+            )
+            due_searches = fetches.nudge_searches(connection, every=every)
             due_reports = store.nudge(connection, every=every)
         due = [("worker.analyse", job_id) for job_id in due_jobs]
         due += [("worker.deliver", delivery_id) for delivery_id in due_deliveries]
+        due += [("worker.report_commitment", request_id) for request_id in due_commitments]
+        due += [("worker.fetch", fetch_id) for fetch_id in due_fetches]
+        due += [("worker.search_priors", search_id) for search_id in due_searches]
         due += [("worker.index", report_id) for report_id in due_reports]
         for task, row_id in due:
             if not self.wake(task, row_id):
@@ -187,6 +246,9 @@ class Node:
         try:
             self.storage.sweep()
             retention.apply(self.database, self.storage, self.settings, self.watermarks)
+            with self.database.transaction() as connection:
+                commitments.forget(connection)
+                orders.forget(connection)
         except OutOfResources as error:
             logger.warning("retention: %s", error)
 

@@ -8,19 +8,18 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
-from datetime import timedelta
 
-from dicom_node import associations, retention, studies
+from dicom_node import associations, heartbeats
 from dicom_node.associations import Refused
+from dicom_node.audit.auditor import Auditor
+from dicom_node.commitment_service import Books, Ledger
 from dicom_node.config import Settings
 from dicom_node.db import Database
 from dicom_node.disk import Watermarks
 from dicom_node.errors import OutOfResources
-from dicom_node.group_commit import GroupCommit
-from dicom_node.scp import Scp
-from dicom_node.storage import SPARE, Storage, StoredInstance
-from dicom_node.studies import Arrival
+from dicom_node.registering import Registrar
+from dicom_node.scp import Caller, Scp
+from dicom_node.storage import SPARE, Storage
 from dicom_node.tls import Material
 from dicom_node.watchdog import Watchdog
 
@@ -40,14 +39,22 @@ class Receiver:
     ) -> None:
         self._settings = settings
         self._database = database
+        self._auditor = Auditor(settings, heartbeats.process_name("node"))
         self._storage = storage
-        self._arrivals = studies.Arrivals(database)
-        self._register = GroupCommit(self._commit)
+        self._registrar = Registrar(settings, database, storage)
         self._refusals: Counter[Refused] = Counter()
         self._refusing = threading.Lock()
         self._watermarks = watermarks
         self._tls = Material(settings.tls) if settings.tls.port else None
-        self.scp = Scp(settings, storage, self.register, self.refused, self._watermarks, self._tls)
+        self.scp = Scp(
+            settings,
+            storage,
+            self._registrar.register,
+            self._commitments,
+            self.refused,
+            self._watermarks,
+            self._tls,
+        )
         self._watchdog = Watchdog(settings.node.ae_title)
         self._stop = threading.Event()
         self._guard = threading.Thread(target=self._keep_bounds, name="guard", daemon=True)
@@ -73,7 +80,7 @@ class Receiver:
         self._stop.set()
         if self._guard.is_alive():
             self._guard.join()
-        self._arrivals.close()
+        self._registrar.close()
         self._storage.close()
 
     def reload(self) -> None:
@@ -98,33 +105,15 @@ class Receiver:
         """What must not wait for the database."""
         while not self._stop.wait(1.0):
             self._watermarks.look()
-            self._arrivals.cut_if_hung(HUNG_SECONDS)
+            self._registrar.cut_if_hung(HUNG_SECONDS)
             self._prepare()
 
     def _prepare(self) -> None:
         for _ in range(SPARE):
             self._storage.prepare()
 
-    def register(self, stored: StoredInstance, settle: Callable[[], None]) -> None:
-        """Make an instance durable: its row, and by ``settle`` its file."""
-        settings = self._settings
-        quiet = settings.quiet_seconds(stored.calling_ae_title)
-        arrival = Arrival(
-            stored=stored,
-            quiet=timedelta(seconds=quiet),
-            ready=timedelta(seconds=min(settings.study.ready_seconds, quiet)),
-        )
-        self._register(arrival, settle)
-
-    def _commit(self, arrivals: Sequence[Arrival], settled: Callable[[], None]) -> None:
-        def files_first() -> None:
-            settled()
-            self._storage.sync_folders(arrival.stored.path for arrival in arrivals)
-
-        for one in self._arrivals.register(arrivals, files_first):
-            with self._database.transaction() as connection:
-                retention.restore(connection, self._storage, one.stored)
-                studies.register(connection, [one])
+    def _commitments(self, caller: Caller) -> Books:
+        return Ledger(self._database, self._settings.jobs, caller.peers, caller.address)
 
     def refused(self, refused: Refused) -> None:
         """Remember who was turned away, until the next tick."""
@@ -147,7 +136,8 @@ class Receiver:
             return
         try:
             with self._database.transaction() as connection:
-                associations.refused_many(connection, refusals)
+                for one in associations.refused_many(connection, refusals):
+                    self._auditor.refused(connection, one.calling_ae_title, one.address, one.text)
         except OutOfResources:
             with self._refusing:
                 self._refusals = refusals  # those of the meantime are the fewer

@@ -71,7 +71,7 @@ def _let_in(settings: Settings, one: Refused) -> str:
 
 def _changes(peer: Peer, one: Refused) -> str:
     changes = []
-    if not peer.is_source:
+    if not peer.calls_us:
         changes.append(f"roles = {_toml(['source', *peer.roles])}")
     if not peer.may_call_from({one.address}):
         changes.append(f"host = {_toml([*peer.host, one.address])}")

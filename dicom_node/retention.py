@@ -25,9 +25,21 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, func
 from sqlalchemy.dialects import postgresql
 
-from dicom_node import disk, events
+from dicom_node import disk, events, orders
 from dicom_node.config import Retention, Settings
-from dicom_node.db import Database, delivery, draft, embedding, event, instance, job, report, study
+from dicom_node.db import (
+    Database,
+    delivery,
+    draft,
+    embedding,
+    event,
+    fetch,
+    instance,
+    job,
+    prior_search,
+    report,
+    study,
+)
 from dicom_node.disk import Watermarks
 from dicom_node.errors import OutOfResources, Unreadable
 from dicom_node.storage import Storage, StoredInstance
@@ -288,8 +300,13 @@ def _erase(database: Database, storage: Storage, uid: str) -> None:
         _park_new_reports(connection, uid)
         _remove(storage, connection.scalars(_own_files(uid)))
         disk.remove_if_empty(storage.path(f"drafts/{uid}"))
-        for table in (embedding, delivery, draft, job, report, event, instance, study):
+        orders.erase(connection, uid)
+        for table in _TABLES:
             connection.execute(sa.delete(table).where(_belongs(table, uid)))
+
+
+#: What a study has rows in, in the order in which they may go.
+_TABLES = (embedding, delivery, draft, job, report, event, prior_search, fetch, instance, study)
 
 
 def _park_new_reports(connection: Connection, uid: str) -> None:

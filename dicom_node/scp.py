@@ -1,8 +1,8 @@
-"""Who may associate and what becomes of what they send: Verification and Storage.
+"""Who may associate and what becomes of what they send: Verification, Storage, its Commitment.
 
 Success means "durably mine" (file synced *and* row committed). An unknown caller is turned away
 before anything else: a calling AE title and an address must both be those of one configured peer
-with the role ``source``, and the called AE title must be ours.
+that calls us, and the called AE title must be ours.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Literal
 
 from pydicom.uid import (
@@ -40,13 +41,15 @@ from pynetdicom.presentation import PresentationContext
 from pynetdicom.service_class import ServiceClass, StorageServiceClass
 from pynetdicom.sop_class import uid_to_service_class
 
-from dicom_node import acceptor, dimse, filing
+from dicom_node import acceptor, commitment_service, dimse, filing
 from dicom_node.acceptor import Context, Receiving, Rejection, Request
 from dicom_node.associations import Reason, Refused, printable
+from dicom_node.commitment_information import PUSH_MODEL
+from dicom_node.commitment_service import Books
 from dicom_node.config import Peer, Settings
 from dicom_node.dimse import Command
 from dicom_node.disk import Watermarks
-from dicom_node.errors import NodeError, OutOfResources, trace
+from dicom_node.errors import NodeError, NotAuthorised, OutOfResources, trace
 from dicom_node.listener import Endpoint, Listener
 from dicom_node.storage import Incoming, Storage, StoredInstance
 from dicom_node.tls import Material, explain
@@ -97,8 +100,21 @@ _OWN = Endpoint(host="127.0.0.1", port=0, local=True)
 Register = Callable[[StoredInstance, Callable[[], None]], None]
 
 
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who has an association with us."""
+
+    peers: tuple[Peer, ...]  #: those it may be; of two with one title and address, both
+    address: str
+
+    @property
+    def is_source(self) -> bool:
+        """May it store?"""
+        return any(peer.is_source for peer in self.peers)
+
+
 class Scp:
-    """Answers the network: Verification and Storage.
+    """Answers the network: Verification, Storage and Storage Commitment.
 
     Parameters
     ----------
@@ -109,6 +125,8 @@ class Scp:
     register
         Makes an instance durable: its file, by the second argument, the folder's entry, its row;
         raises ``OutOfResources`` where it can't.
+    commitments
+        Where a caller's messages of storage commitment are kept.
     refused
         Told of everybody who is turned away.
     watermarks
@@ -122,6 +140,7 @@ class Scp:
         settings: Settings,
         storage: Storage,
         register: Register,
+        commitments: Callable[[Caller], Books],
         refused: Callable[[Refused], None],
         watermarks: Watermarks,
         tls: Material | None = None,
@@ -130,6 +149,7 @@ class Scp:
         self._settings = settings
         self._storage = storage
         self._register = register
+        self._commitments = commitments
         self.refused = refused
         self._watermarks = watermarks
         self._places = Places(
@@ -192,38 +212,50 @@ class Scp:
         verification_only = {*request.abstract_syntaxes} <= {_VERIFICATION}
         if request.local:
             if verification_only:
-                return _Association(self, request, None)  # the watchdog needs no place
+                return _Association(self, request, None, ())  # the watchdog needs no place
             return Rejection(reason=Reason.UNKNOWN_TITLE, diagnostic=_CALLING)
-        rejection = rejection_of(self._settings, request)
-        if rejection is not None:
-            return rejection
-        if not (verification_only or self._watermarks.accepting):
+        peers = _callers(self._settings, request)
+        if isinstance(peers, Rejection):
+            return peers
+        stores_nothing = {*request.abstract_syntaxes} <= {_VERIFICATION, PUSH_MODEL}
+        if not (stores_nothing or self._watermarks.accepting):
             return _congested(Reason.DISK_FULL)
         places = self._verifying if verification_only else self._places
         reason = places.take(request.address)
         if reason is not None:
             return _congested(reason)
-        return _Association(self, request, places)
+        return _Association(self, request, places, peers)
 
     @staticmethod
     def supported(abstract_syntax: UID) -> PresentationContext | None:
-        """Verification, and whatever can be stored."""
+        """Verification, Storage Commitment in both roles, and whatever can be stored."""
         if abstract_syntax == _VERIFICATION:
             return build_context(_VERIFICATION, _PROPOSABLE[:2])
+        if abstract_syntax == PUSH_MODEL:
+            # PS3.4 J.3.3: who reports on an association of its own proposes to be the SCP.
+            context = build_context(PUSH_MODEL, _PROPOSABLE[:2])
+            context.scu_role = context.scp_role = True
+            return context
         return build_context(abstract_syntax, _PROPOSABLE) if _is_storage(abstract_syntax) else None
 
-    def receive(self, request: Request, command: Command, context: Context) -> Receiving:
+    def receive(self, caller: Caller, request: Request, command: Command, syntax: UID) -> Receiving:
         """A C-STORE-RQ begins."""
-        return _Storing(self, request, command, context.transfer_syntax)
+        return _Storing(self, caller, request, command, syntax)
 
-    def begin(self, command: Command, transfer_syntax: UID) -> Incoming:
+    def commitments(self, caller: Caller) -> Books:
+        """Where a caller's messages of storage commitment are kept."""
+        return self._commitments(caller)
+
+    def begin(self, caller: Caller, command: Command, transfer_syntax: UID) -> Incoming:
         """Open a file for a data set.
 
         Raises
         ------
         NodeError
-            Disk full, or UIDs that can't be filed.
+            The caller is no source, the disk is full, or UIDs can't be filed.
         """
+        if not caller.is_source:
+            raise NotAuthorised("the peer is let in for storage commitment only: no role source")
         if not self._watermarks.accepting:
             raise OutOfResources("the disk is full")
         return self._storage.receive(
@@ -255,38 +287,26 @@ class Scp:
         NodeError
             It can't be filed, or resources are away.
         """
-        header = filing.scan(incoming.head, transfer_syntax)
-        if header is None:
-            with incoming.data_set() as data_set:
-                header = filing.read_header(data_set, transfer_syntax)
-        filing.check(header, command.affected_sop_class_uid, command.affected_sop_instance_uid)
-        kept = incoming.place(header.study_instance_uid)
-        self._register(
-            StoredInstance(
-                study_instance_uid=header.study_instance_uid,
-                series_instance_uid=header.series_instance_uid,
-                sop_instance_uid=header.sop_instance_uid,
-                sop_class_uid=header.sop_class_uid,
-                transfer_syntax_uid=transfer_syntax,
-                path=kept.path,
-                sha256=kept.sha256,
-                size=kept.size,
-                calling_ae_title=request.calling_ae_title,
-                address=request.address,
-                patient_key=header.patient_key,
-                identity=header.identity,
-            ),
-            incoming.settle,
+        origin = filing.Origin(
+            sop_class_uid=command.affected_sop_class_uid,
+            sop_instance_uid=command.affected_sop_instance_uid,
+            transfer_syntax=transfer_syntax,
+            calling_ae_title=request.calling_ae_title,
+            address=request.address,
         )
+        self._register(filing.file(incoming, origin), incoming.settle)
 
 
 class _Association:
     """An admitted association; its place is given back in the end."""
 
-    def __init__(self, scp: Scp, request: Request, places: Places | None) -> None:
+    def __init__(
+        self, scp: Scp, request: Request, places: Places | None, peers: tuple[Peer, ...]
+    ) -> None:
         self._scp = scp
         self._request = request
         self._places = places
+        self._caller = Caller(peers, request.address)
 
     def __enter__(self) -> _Association:
         return self
@@ -296,14 +316,24 @@ class _Association:
             self._places.give_back(self._request.address)
 
     def receive(self, command: Command, context: Context) -> Receiving:
-        """A C-STORE-RQ; nothing else comes with a data set."""
+        """A C-STORE-RQ, or a message of storage commitment."""
+        if context.abstract_syntax == PUSH_MODEL:
+            return self._message(command, context)
         stores = command.command_field == dimse.C_STORE_RQ
         if not stores or context.abstract_syntax == _VERIFICATION:
             raise Abort(f"request 0x{command.command_field:04X} out of place", source=0)
         if not (command.affected_sop_class_uid and command.affected_sop_instance_uid):
             # Both are mandatory (PS3.7 9.3.1.1), and an answer could not name them.
             raise Abort("C-STORE-RQ without SOP Class or Instance UID", source=0)
-        return self._scp.receive(self._request, command, context)
+        return self._scp.receive(self._caller, self._request, command, context.transfer_syntax)
+
+    def _message(self, command: Command, context: Context) -> commitment_service.Message:
+        """PS3.7 10.1: every normalised request gets an answer, others are out of place."""
+        ours = (dimse.N_ACTION_RQ, dimse.N_EVENT_REPORT_RQ, *dimse.OTHER_N_REQUESTS)
+        if command.command_field not in ours:
+            raise Abort(f"request 0x{command.command_field:04X} out of place", source=0)
+        books = self._scp.commitments(self._caller)
+        return commitment_service.Message(command, context.transfer_syntax, books)
 
     def prepare(self) -> None:
         """Where objects come, the next one's file can be made."""
@@ -311,7 +341,9 @@ class _Association:
             self._scp.prepare()
 
     def answer(self, command: Command, context: Context) -> int:
-        """C-ECHO (PS3.7 9.1.5); nothing else comes without a data set."""
+        """C-ECHO (PS3.7 9.1.5), or a message of storage commitment that lacks its data set."""
+        if context.abstract_syntax == PUSH_MODEL:
+            return self._message(command, context).finish()
         if command.command_field != dimse.C_ECHO_RQ:
             raise Abort(f"request 0x{command.command_field:04X} without a data set", source=0)
         return 0x0000
@@ -320,7 +352,9 @@ class _Association:
 class _Storing:
     """One C-STORE: what goes wrong on the way is the answer in the end."""
 
-    def __init__(self, scp: Scp, request: Request, command: Command, transfer_syntax: UID) -> None:
+    def __init__(
+        self, scp: Scp, caller: Caller, request: Request, command: Command, transfer_syntax: UID
+    ) -> None:
         self._scp = scp
         self._request = request
         self._command = command
@@ -328,7 +362,7 @@ class _Storing:
         self._incoming: Incoming | None = None
         self._fault: Exception | None = None
         try:
-            self._incoming = scp.begin(command, transfer_syntax)
+            self._incoming = scp.begin(caller, command, transfer_syntax)
         except Exception as error:
             self._fault = error
 
@@ -409,28 +443,36 @@ class Places:
 
 
 def rejection_of(settings: Settings, request: Request) -> Rejection | None:
-    """Why this caller may not talk to us; ``None``: it may.
+    """Why this caller may not talk to us; ``None``: it may."""
+    found = _callers(settings, request)
+    return found if isinstance(found, Rejection) else None
 
-    Without a configured source nobody may. A right title from a wrong address gets the same
-    answer as a wrong title, so that titles can't be guessed; the reason tells the administrator.
+
+def _callers(settings: Settings, request: Request) -> tuple[Peer, ...] | Rejection:
+    """Which peers the caller may be, or why it may not talk to us.
+
+    Without a configured peer that calls us nobody may. A right title from a wrong address gets the
+    same answer as a wrong title, so that titles can't be guessed; the reason tells the
+    administrator.
     """
     if request.called_ae_title != settings.node.ae_title.strip():
         return Rejection(reason=Reason.WRONG_CALLED_TITLE, diagnostic=_CALLED)
-    sources = [
+    titled = [
         peer
         for peer in settings.peers
-        if peer.is_source
+        if peer.calls_us
         and peer.protocol == "dicom"
         and request.calling_ae_title in peer.calling_ae_titles
     ]
-    if not sources:
+    if not titled:
         return Rejection(reason=Reason.UNKNOWN_TITLE, diagnostic=_CALLING)
-    here = [peer for peer in sources if may_call([peer], request.address)]
+    here = [peer for peer in titled if may_call([peer], request.address)]
     if not here:
         return Rejection(reason=Reason.WRONG_ADDRESS, diagnostic=_CALLING)
-    if not request.tls and all(peer.tls for peer in here):
+    admitted = tuple(peer for peer in here if request.tls or not peer.tls)
+    if not admitted:
         return Rejection(reason=Reason.TLS_REQUIRED, diagnostic=_CALLING)
-    return None
+    return admitted
 
 
 def may_call(sources: Iterable[Peer], address: str) -> bool:

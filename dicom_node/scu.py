@@ -28,7 +28,7 @@ from pydicom.filewriter import dcmwrite
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import AE, _config, build_context, evt
 from pynetdicom.association import Association
-from pynetdicom.pdu_primitives import A_ASSOCIATE
+from pynetdicom.pdu_primitives import A_ASSOCIATE, SCP_SCU_RoleSelectionNegotiation
 from pynetdicom.presentation import PresentationContext
 from pynetdicom.transport import AssociationSocket
 
@@ -161,9 +161,9 @@ class DicomPeer:
         """
         with self.association([build_context(_VERIFICATION, _UNCOMPRESSED)]) as association:
             started = time.monotonic()
-            status = self._status(association, association.send_c_echo(), started)
+            status = self.status(association, association.send_c_echo(), started)
         if status != _SUCCESS:
-            raise PeerError(f"{self._who()} answered C-ECHO with 0x{status:04X}", status=status)
+            raise PeerError(f"{self.who} answered C-ECHO with 0x{status:04X}", status=status)
 
     def send(self, file: Path) -> int:
         """C-STORE one Part 10 file in its own transfer syntax, its data set byte for byte.
@@ -198,7 +198,7 @@ class DicomPeer:
         """Is the object there, as far as the peer's ``proof`` asks?
 
         ``none``: the success status was proof enough. ``find``: the peer lists it. ``commitment``:
-        not proven; storage commitment is not built yet.
+        not proven by a question; see ``commitment_calls``.
 
         Raises
         ------
@@ -215,29 +215,49 @@ class DicomPeer:
         try:
             answer = association.send_c_store(file)
         except (ValueError, RuntimeError) as error:  # context not accepted; association gone
-            raise PeerError(f"{self._who()} does not take it: {error}") from error
+            raise PeerError(f"{self.who} does not take it: {error}") from error
         except OSError as error:
             name = file.name if isinstance(file, Path) else file.SOPInstanceUID
             raise Unreadable(f"{name}: {error.strerror}") from error
-        return _stored(self._status(association, answer, started), self._who())
+        return _stored(self.status(association, answer, started), self.who)
 
     @contextmanager
-    def association(self, contexts: Sequence[PresentationContext]) -> Iterator[Association]:
+    def association(
+        self,
+        contexts: Sequence[PresentationContext],
+        *,
+        roles: Sequence[SCP_SCU_RoleSelectionNegotiation] = (),
+        handlers: Sequence[evt.EventHandlerType] = (),
+    ) -> Iterator[Association]:
         """An association that is released at the end, and aborted if we fail inside.
+
+        Parameters
+        ----------
+        contexts
+            What is proposed.
+        roles
+            Where the peer is to be the SCU (PS3.7 D.3.3.4).
+        handlers
+            What answers the peer's own requests.
 
         Raises
         ------
         PeerError
             Unreachable, rejected or aborted; :class:`NotSupported`: it accepted no context.
         """
-        association = self._associate(contexts)
+        association = self._associate(contexts, roles, handlers)
         try:
             yield association
         finally:
             if association.is_established:
                 association.release()
 
-    def _associate(self, contexts: Sequence[PresentationContext]) -> Association:
+    def _associate(
+        self,
+        contexts: Sequence[PresentationContext],
+        roles: Sequence[SCP_SCU_RoleSelectionNegotiation],
+        handlers: Sequence[evt.EventHandlerType],
+    ) -> Association:
         connected: list[evt.Event] = []
         faults: list[OSError] = []  # of TLS; pynetdicom keeps them to itself
         entity = _application_entity(self._calling_ae_title, self._timeouts)
@@ -247,20 +267,22 @@ class DicomPeer:
                 self._peer.port,
                 contexts=list(contexts),
                 ae_title=self._peer.ae_title,
+                ext_neg=list(roles),
                 evt_handlers=[
+                    *handlers,
                     (evt.EVT_CONN_OPEN, connected.append),
                     (evt.EVT_CONN_OPEN, _on_connected),
                 ],
                 tls_args=self._tls_arguments(faults) if self._peer.tls else None,
             )
         except OSError as error:  # the name does not resolve
-            raise PeerError(f"{self._who()} can't be reached: {error.strerror}") from error
+            raise PeerError(f"{self.who} can't be reached: {error.strerror}") from error
         if faults and not association.is_established:
             why = node_tls.explain(faults[0])
-            raise PeerError(f"{self._who()} can't be called by TLS: {why}") from faults[0]
+            raise PeerError(f"{self.who} can't be called by TLS: {why}") from faults[0]
         if not association.is_established:
             kind = NotSupported if association.rejected_contexts else PeerError
-            raise kind(f"{self._who()} {_why_not(association, bool(connected))}")
+            raise kind(f"{self.who} {_why_not(association, bool(connected))}")
         return association
 
     def _tls_arguments(self, faults: list[OSError]) -> tuple[ssl.SSLContext, str]:
@@ -268,7 +290,7 @@ class DicomPeer:
         try:
             context = node_tls.Material(self._tls).client_context()
         except ConfigurationError as error:  # not for good: the files are read again next time
-            raise PeerError(f"{self._who()} can't be called by TLS: {error}") from error
+            raise PeerError(f"{self.who} can't be called by TLS: {error}") from error
         context.sslsocket_class = _noting(faults)
         return context, self._peer.address
 
@@ -287,26 +309,34 @@ class DicomPeer:
         started = time.monotonic()
         with self.association([build_context(_STUDY_ROOT_FIND, _UNCOMPRESSED)]) as association:
             for answer, identifier in association.send_c_find(query, _STUDY_ROOT_FIND):
-                status = self._status(association, answer, started)
+                status = self.status(association, answer, started)
                 if status not in (_SUCCESS, *_PENDING):
-                    message = f"{self._who()} answered C-FIND with 0x{status:04X}"
+                    message = f"{self.who} answered C-FIND with 0x{status:04X}"
                     raise PeerError(message, status=status)
                 found = found or _names(identifier, reference)
         return found
 
-    def _status(self, association: Association, answer: Dataset, started: float) -> int:
-        """The status of an answer; without one the association is over, and this says why."""
+    def status(self, association: Association, answer: Dataset, started: float) -> int:
+        """The status of an answer to what was asked at ``started`` (monotonic seconds).
+
+        Raises
+        ------
+        PeerError
+            None came, so the association is over; says why.
+        """
         if answer.get("Status") is not None:
             return int(answer.Status)
         association.abort()  # pynetdicom may not have noticed the end yet
         seconds = self._timeouts.answer
         if time.monotonic() - started >= seconds:
-            raise PeerError(f"{self._who()} did not answer within {seconds:g} s")
+            raise PeerError(f"{self.who} did not answer within {seconds:g} s")
         raise PeerError(
-            f"{self._who()} aborted the association, closed the connection or gave no valid answer"
+            f"{self.who} aborted the association, closed the connection or gave no valid answer"
         )
 
-    def _who(self) -> str:
+    @property
+    def who(self) -> str:
+        """The peer, for people."""
         peer = self._peer
         target = f"{peer.ae_title}@{peer.address}:{peer.port}"
         return target if peer.name == target else f"{peer.name} ({target})"

@@ -10,24 +10,59 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection, func
 
-from dicom_node import __version__, associations, heartbeats, remedies
+from dicom_node import (
+    __version__,
+    associations,
+    circuits,
+    commitments,
+    fetches,
+    heartbeats,
+    remedies,
+)
 from dicom_node.associations import RefusedAssociation
+from dicom_node.audit import spool, syslog
+from dicom_node.audit.spool import Backlog
+from dicom_node.circuits import Circuit
 from dicom_node.config import Settings
-from dicom_node.db import Database, delivery, draft, instance, job, report, study
-from dicom_node.errors import NodeError, NotSupported
+from dicom_node.db import (
+    Database,
+    circuit,
+    delivery,
+    draft,
+    fetch,
+    instance,
+    job,
+    reconciled_day,
+    report,
+    study,
+    worklist_answer,
+)
+from dicom_node.errors import NodeError, NotSupported, Unproven
+from dicom_node.fetches import Trouble
 from dicom_node.heartbeats import Process
 
 #: Below this the node is about to refuse studies.
 LOW_BYTES = 2 * 2**30
 #: A delivery that failed this often is worth a look before it is given up.
 WORRYING_ATTEMPTS = 4
+_LONG = delivery.c.attempts >= WORRYING_ATTEMPTS
 #: Our certificate is to be replaced at the latest when only so much time is left; and soon.
 CERTIFICATE_LATE, CERTIFICATE_SOON = timedelta(days=7), timedelta(days=30)
+#: A peer that was not asked for so many sweeps is told.
+SWEEPS = 3
 #: Replaced bytes are shown for so long.
 RECENT = timedelta(days=7)
 
 #: Whatever kind of object was tried, the peer does not take it.
 _UNSUPPORTED = func.coalesce(delivery.c.reason, "").startswith(NotSupported.code)
+#: The peer answered success to it, or did and is sent it again.
+_UNPROVEN = sa.or_(
+    delivery.c.sent_at.is_not(None),
+    func.coalesce(delivery.c.reason, "").startswith(Unproven.code),
+)
+_LEFT_ALONE = delivery.c.peer.in_(
+    sa.select(circuit.c.peer).where(circuit.c.open_until.is_not(None))
+)
 
 Counts = Mapping[str, int]
 
@@ -66,10 +101,23 @@ class Status:
     refused: Sequence[RefusedAssociation] = ()
     replaced: int = 0  #: instances that came again with other bytes, lately
     worrying: Mapping[str, int]  #: peer -> deliveries that keep failing
+    #: peer -> drafts that it answered success to, and that are not proven to be there
+    unproven: Mapping[str, int] = field(default_factory=dict)
+    circuits: Sequence[Circuit] = ()  #: the peers that are left alone for a while
+    waiting: Mapping[str, int] = field(default_factory=dict)  #: peer -> drafts not there yet
     #: peer -> drafts that wait, for it takes no such objects
     unsupported: Mapping[str, int] = field(default_factory=dict)
     #: (peer, SOP class that it got, how often lately) where it did not take the draft itself
     fallen_back: Sequence[tuple[str, str, int]] = ()
+    #: peer -> how many of its storage commitment requests it can't be answered, and why
+    unreported: Mapping[str, tuple[int, str]] = field(default_factory=dict)
+    #: peer -> why its worklist is not known now, and since when it was last
+    worklists: Mapping[str, tuple[str, datetime | None]] = field(default_factory=dict)
+    fetches: Counts = field(default_factory=dict)  #: studies that peers have and we want
+    not_fetched: Sequence[Trouble] = ()  #: ... and that do not come
+    #: peers that are asked, and when one last answered for a day
+    reconciled: Mapping[str, datetime | None] = field(default_factory=dict)
+    untold: Backlog = field(default_factory=Backlog)  #: audit messages the collector has not got
     failed_jobs: int = 0  #: those no later job of the study took the place of
     failed_deliveries: int = 0  #: those of drafts that nothing supersedes
     problems: Sequence[Problem] = ()
@@ -157,9 +205,18 @@ def _read(connection: Connection, settings: Settings) -> Status:
         peers=_peers(connection, settings),
         refused=associations.latest(connection),
         replaced=_replaced(connection),
-        worrying=_waiting(connection, delivery.c.attempts >= WORRYING_ATTEMPTS, ~_UNSUPPORTED),
+        worrying=_waiting(connection, _LONG, ~_UNSUPPORTED, ~_UNPROVEN, ~_LEFT_ALONE),
+        unproven=_waiting(connection, _UNPROVEN, sa.or_(_LONG, _unproven_late(settings))),
+        circuits=[one for one in circuits.opened(connection) if settings.peer(one.peer)],
+        waiting=_waiting(connection),
         unsupported=_waiting(connection, _UNSUPPORTED),
         fallen_back=_fallen_back(connection),
+        unreported=commitments.unreported(connection, within=RECENT),
+        worklists=_worklists(connection, settings),
+        fetches=_count(connection, fetch.c.state),
+        not_fetched=fetches.troubles(connection, attempts=WORRYING_ATTEMPTS),
+        reconciled=_reconciled(connection, settings),
+        untold=spool.backlog(connection, longest=syslog.longest_message(settings)),
         failed_jobs=_failed_jobs(connection),
         failed_deliveries=_failed_deliveries(connection),
     )
@@ -217,6 +274,35 @@ def _waiting(connection: Connection, *which: sa.ColumnElement[bool]) -> dict[str
         .group_by(delivery.c.peer)
     )
     return {peer: count for peer, count in rows}
+
+
+def _worklists(
+    connection: Connection, settings: Settings
+) -> dict[str, tuple[str, datetime | None]]:
+    asked = [peer.name for peer in settings.asked("worklist")]
+    failing = sa.select(worklist_answer).where(
+        worklist_answer.c.peer.in_(asked), worklist_answer.c.failed_at.is_not(None)
+    )
+    rows = connection.execute(failing.order_by(worklist_answer.c.peer))
+    return {row.peer: (row.fault, row.answered_at) for row in rows}
+
+
+def _reconciled(connection: Connection, settings: Settings) -> dict[str, datetime | None]:
+    if not settings.reconciliation.days:
+        return {}
+    latest = dict(
+        connection.execute(
+            sa.select(reconciled_day.c.peer, func.max(reconciled_day.c.asked_at)).group_by(
+                reconciled_day.c.peer
+            )
+        ).all()
+    )
+    return {peer.name: latest.get(peer.name) for peer in settings.asked("query")}
+
+
+def _unproven_late(settings: Settings) -> sa.ColumnElement[bool]:
+    patience = timedelta(seconds=settings.delivery.commitment_seconds)
+    return delivery.c.sent_at < func.now() - patience
 
 
 def _fallen_back(connection: Connection) -> list[tuple[str, str, int]]:
@@ -303,7 +389,27 @@ def _failed(status: Status) -> Iterator[Problem]:
         yield Problem(
             code="deliveries",
             text=f"{failed} drafts could not be delivered",
-            fix="`dicom-node doctor PEER`, mend it, then `dicom-node retry --failed`",
+            fix="`dicom-node deliveries --state failed` names the reasons; mend them, then"
+            " `dicom-node retry --failed`",
+        )
+    yield from _undelivered(status)
+
+
+def _undelivered(status: Status) -> Iterator[Problem]:
+    for one in status.circuits:
+        if not (count := status.waiting.get(one.peer)):
+            continue
+        yield Problem(
+            code="circuit",
+            text=f"{count} drafts wait for {one.peer}, which fails since {_iso(one.opened_at)}"
+            f" and is tried now and then: {one.reason}",
+            fix=f"`dicom-node doctor {one.peer}` names the fault; what waits then goes by itself",
+        )
+    for peer, count in status.unproven.items():
+        yield Problem(
+            code="unproven",
+            text=f"{count} drafts were answered with success and are not proven at {peer}",
+            fix=f"`dicom-node deliveries --peer {peer}` says why; `dicom-node doctor {peer}`",
         )
     for peer, count in status.worrying.items():
         yield Problem(
@@ -333,6 +439,20 @@ def _warnings(status: Status) -> Iterator[Problem]:
             text=f"{parked} final reports could not be matched to a study",
             fix="`dicom-node reports list --parked` says why; they are tried again as studies come",
         )
+    for peer, (count, reason) in status.unreported.items():
+        yield Problem(
+            code="commitment",
+            text=f"{count} storage commitment requests of {peer} are not reported on: {reason}",
+            fix=f"peer {peer}: host and port where it takes reports; it may also ask again",
+        )
+    yield from _audit(status)
+    for peer, (fault, answered_at) in status.worklists.items():
+        yield Problem(
+            code="worklist",
+            text=f"orders of {peer} are not known since {_iso(answered_at) or 'ever'}: {fault}",
+            fix=f"`dicom-node doctor {peer}` names the fault; studies are read without its orders",
+        )
+    yield from _queries(status)
     if not status.settings.destinations():
         yield Problem(
             code="no-destination",
@@ -341,6 +461,43 @@ def _warnings(status: Status) -> Iterator[Problem]:
         )
     yield from _slow(status)
     yield from _certificate(status, CERTIFICATE_LATE, CERTIFICATE_SOON)
+
+
+def _queries(status: Status) -> Iterator[Problem]:
+    for one in status.not_fetched:
+        count = one.failed + one.waiting
+        yield Problem(
+            code="fetch",
+            text=f"{count} studies do not come from {one.peer}, {one.failed} of them were given up:"
+            f" {one.reason}",
+            fix=f"`dicom-node doctor {one.peer}`, mend it, then `dicom-node retry --failed`",
+        )
+    patience = timedelta(minutes=SWEEPS * status.settings.reconciliation.every_minutes)
+    for peer, asked_at in status.reconciled.items():
+        if asked_at is None or datetime.now(UTC) - asked_at > patience:
+            yield Problem(
+                code="reconciliation",
+                text=f"{peer} has not told what it has since {_iso(asked_at) or 'ever'}",
+                fix=f"`dicom-node reconcile --peer {peer}` says why; `dicom-node doctor {peer}`",
+            )
+
+
+def _audit(status: Status) -> Iterator[Problem]:
+    untold, url = status.untold, status.settings.audit.url
+    if untold.late and untold.since:
+        yield Problem(
+            code="audit",
+            text=f"{untold.count} audit messages wait since {untold.since:%Y-%m-%d %H:%M %Z}",
+            fix=f"check the collector at {url}; the node's log says what it answers; none is lost"
+            if url
+            else "set [audit] url again: what was to be told then waits for it",
+        )
+    if untold.too_long:
+        yield Problem(
+            code="audit",
+            text=f"{untold.too_long} audit messages are too long for a UDP datagram and wait",
+            fix='let the collector take TLS: [audit] url = "tls://HOST:PORT"',
+        )
 
 
 def _late_certificate(status: Status) -> Iterator[Problem]:
@@ -412,6 +569,10 @@ def to_json(status: Status) -> dict[str, Any]:
         },
         "database": {"up": status.database_up},
         "broker": {"up": status.broker_up},
+        "audit": {
+            "waiting": status.untold.count,
+            "since": _iso(status.untold.since),
+        },
         "tls": {
             "port": settings.tls.port or None,
             "certificate_expires": _iso(status.certificate_expires),
@@ -421,7 +582,10 @@ def to_json(status: Status) -> dict[str, Any]:
         "studies": dict(status.studies),
         "jobs": dict(status.jobs),
         "deliveries": dict(status.deliveries),
+        "circuits": [_circuit(one, status.waiting) for one in status.circuits],
         "reports": dict(status.reports),
+        "fetches": dict(status.fetches),
+        "reconciliation": {peer: _iso(at) for peer, at in status.reconciled.items()},
         "peers": [
             {
                 "name": peer.name,
@@ -452,6 +616,17 @@ def _refused(one: RefusedAssociation, settings: Settings) -> dict[str, Any]:
         "count": one.count,
         "first": _iso(one.first),
         "last": _iso(one.last),
+    }
+
+
+def _circuit(one: Circuit, waiting: Counts) -> dict[str, Any]:
+    return {
+        "peer": one.peer,
+        "since": _iso(one.opened_at),
+        "failures": one.failures,
+        "reason": one.reason,
+        "next_attempt": _iso(one.open_until),
+        "waiting": waiting.get(one.peer, 0),
     }
 
 

@@ -18,7 +18,7 @@ from operator import attrgetter
 import sqlalchemy as sa
 from sqlalchemy import Connection, RowMapping, func
 
-from dicom_node import events, jobs
+from dicom_node import events, fetches, jobs, orders, priorities
 from dicom_node.db import Database, instance, study
 from dicom_node.errors import OutOfResources
 from dicom_node.storage import Identity, StoredInstance
@@ -39,10 +39,6 @@ STRUCTURED_REPORTS = (
     "1.2.840.10008.5.1.4.1.1.88.33",
     "1.2.840.10008.5.1.4.1.1.88.34",
 )
-
-#: In place of a key of the study: its instances name several patients. Written by the function
-#: ``register_instances``.
-MIXED = "mixed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,21 +169,43 @@ def _arrival(arrival: Arrival) -> dict[str, object]:
     }
 
 
-def settle(connection: Connection, models: Iterable[str]) -> int:
-    """Queue jobs for studies that are ready, complete those that are quiet; how many moved."""
+def settle(
+    connection: Connection,
+    models: Iterable[str],
+    completing: Callable[[Connection, str], None] | None = None,
+) -> int:
+    """Queue jobs for studies that are ready, complete those that are quiet; how many moved.
+
+    One that we fetched as an earlier study of a patient gets no job: it is not to be read.
+
+    ``completing`` is told each Study Instance UID before the completion has its event.
+    """
     models = tuple(models)
     moved = 0
     for row in connection.execute(_ready()).mappings():
         moved += sum(_queue(connection, _study(row), model) for model in models)
     for row in connection.execute(_complete()).mappings():
         quiet = _study(row)
-        events.append(connection, quiet.study_instance_uid, "study", "receiving", "complete")
-        moved += 1 + sum(_queue(connection, quiet, model) for model in models)
+        if completing is not None:
+            completing(connection, quiet.study_instance_uid)
+        moved += 1 + _completed(connection, quiet, models)
     return moved
 
 
+def _completed(connection: Connection, quiet: Study, models: Sequence[str]) -> int:
+    """How many jobs it got."""
+    uid = quiet.study_instance_uid
+    is_prior = connection.scalar(sa.select(fetches.is_prior(uid)))
+    reason = "an earlier study of its patient, fetched to compare with: not read"
+    events.append(connection, uid, "study", "receiving", "complete", reason if is_prior else None)
+    return 0 if is_prior else sum(_queue(connection, quiet, model) for model in models)
+
+
 def _queue(connection: Connection, quiet: Study, model: str) -> bool:
-    return jobs.create(connection, quiet.study_instance_uid, quiet.revision, model) is not None
+    uid = quiet.study_instance_uid
+    order = orders.find(connection, uid)
+    priority = order.priority if order else priorities.ROUTINE
+    return jobs.create(connection, uid, quiet.revision, model, priority) is not None
 
 
 def _ready() -> sa.Select[tuple[object, ...]]:
@@ -203,6 +221,7 @@ def _ready() -> sa.Select[tuple[object, ...]]:
             study.c.settle_at > func.now(),
             readable,
             ~jobs.exists_for(study.c.study_instance_uid, study.c.revision),
+            ~fetches.is_prior(study.c.study_instance_uid),
         )
         .with_for_update(skip_locked=True)
     )
@@ -256,6 +275,16 @@ def find(connection: Connection, study_instance_uid: str) -> Study | None:
     )
     found = row.mappings().one_or_none()
     return _study(found) if found else None
+
+
+def identity(connection: Connection, study_instance_uid: str) -> Identity:
+    """Whose study it is, in keys; empty where nothing has told yet."""
+    names = [*Identity.__dataclass_fields__]
+    columns = [study.c[name] for name in names]
+    row = connection.execute(
+        sa.select(*columns).where(study.c.study_instance_uid == study_instance_uid)
+    ).one_or_none()
+    return Identity(**{name: value or "" for name, value in zip(names, row or (), strict=False)})
 
 
 def newest(connection: Connection, *, state: str | None, limit: int) -> list[Study]:

@@ -144,6 +144,33 @@ def expiry(settings: Tls) -> datetime:
     return _rehearse(settings)
 
 
+def https_context(settings: Tls, authorities: str = "") -> ssl.SSLContext:
+    """For HTTPS servers that we call.
+
+    Parameters
+    ----------
+    settings
+        Ours: the certificate is shown to a server that asks for one; the authorities are trusted
+        beside the system's.
+    authorities
+        PEM file of those who alone are trusted at this server; empty: the system's and ours.
+
+    Raises
+    ------
+    ConfigurationError
+        A file can't be used; names it.
+    """
+    try:
+        context = ssl.create_default_context(cafile=authorities or None)
+    except OSError as error:
+        raise ConfigurationError(f"authorities: {authorities}: {_said(error)}") from error
+    if settings.configured:
+        _load_own(context, settings)
+        if not authorities:
+            _load_authorities(context, settings)
+    return context
+
+
 def facts(settings: Tls) -> dict[str, str]:
     """What a node's heartbeat tells of its certificates, for ``status``."""
     if not settings.configured:

@@ -1,4 +1,4 @@
-"""Why the examination was asked for, as the image's own header tells it.
+"""Why the examination was asked for, and how urgently, as the image's own header tells it.
 
 Only free text is taken: codes are no sentences, and the models were trained on sentences. The text
 may name or describe the patient: it goes into the prompt and the draft, never into a log.
@@ -27,13 +27,28 @@ class Indication:
     """What a model may be told about the patient beside the image."""
 
     text: str = field(repr=False)  #: one line, without control characters
-    source: str  #: the attribute's keyword, after those of the sequences it is in
+    #: the attribute's keyword, after those of the sequences it is in, or what an order came in
+    source: str
 
 
 def find(header: Dataset) -> Indication | None:
     """Take the indication from an image's header; None when nobody wrote one. Never raises."""
     with headers.tolerant():
         return next((found for found in _written(header) if found.text), None)
+
+
+def of_order(text: str, source: str) -> Indication | None:
+    """Take the indication that an order gives, cleaned as a header's; None when it says nothing."""
+    found = Indication(text=_joined([_clean(text[:LONGEST])]), source=source)
+    return found if found.text else None
+
+
+def priority(header: Dataset) -> str:
+    """Return Requested Procedure Priority (PS3.3 C.4.11) as the header has it; "" without one."""
+    with headers.tolerant():
+        requests = (header, *headers.items(header, "RequestAttributesSequence"))
+        found = (headers.cs(one, "RequestedProcedurePriority") for one in requests)
+        return next(filter(None, found), "")
 
 
 def _written(header: Dataset) -> Iterator[Indication]:

@@ -20,8 +20,18 @@ Queue = Literal["gpu", "net"]
 
 ANALYSE = "worker.analyse"
 DELIVER = "worker.deliver"
+REPORT_COMMITMENT = "worker.report_commitment"
 INDEX = "worker.index"
-QUEUES: dict[str, Queue] = {ANALYSE: "gpu", DELIVER: "net", INDEX: "gpu"}
+FETCH = "worker.fetch"
+SEARCH_PRIORS = "worker.search_priors"
+QUEUES: dict[str, Queue] = {
+    ANALYSE: "gpu",
+    DELIVER: "net",
+    REPORT_COMMITMENT: "net",
+    INDEX: "gpu",
+    FETCH: "net",
+    SEARCH_PRIORS: "net",
+}
 
 #: Longer than any report takes, or Redis hands the message out twice (harmless: leases decide).
 VISIBILITY_SECONDS = 3600

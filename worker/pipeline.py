@@ -13,20 +13,34 @@ from datetime import timedelta
 from typing import Any
 
 import sqlalchemy as sa
+from pydicom import Dataset
 from sqlalchemy import Connection
 
-from dicom_node import __version__, db, deliveries, drafts, jobs, retention, retrieval, studies
+from dicom_node import (
+    __version__,
+    db,
+    deliveries,
+    drafts,
+    jobs,
+    orders,
+    priorities,
+    retention,
+    retrieval,
+    studies,
+)
 from dicom_node.config import Settings
 from dicom_node.db import Database
 from dicom_node.drafts import Draft
 from dicom_node.errors import Unreadable
 from dicom_node.jobs import Job
+from dicom_node.orders import Order
 from dicom_node.results import objects, record, uids
 from dicom_node.results.record import DraftRecord
 from dicom_node.storage import Storage
 from dicom_node.studies import Instance, Study
 from inference import indication, pixels, selection
 from inference.findings import Algorithm, Embedding, Findings, Image, ModelFailure, UnreadablePixels
+from inference.indication import Indication
 from inference.selection import Candidate, Fault, Refusal
 from worker import records
 from worker.host import ModelHost
@@ -79,6 +93,7 @@ class _Reading:
     study: Study
     held: Sequence[_Held]
     before: Sequence[Draft]  #: live drafts of the study and model
+    order: Order | None  #: that the study answers
 
     @property
     def origin(self) -> Origin:
@@ -88,6 +103,13 @@ class _Reading:
             job=self.job,
             images=[one.instance for one in self.held if one.is_image],
         )
+
+    @property
+    def priority(self) -> int:
+        """How urgent the draft is: what is urgent to the images or to the order is urgent."""
+        said = (indication.priority(one.candidate.header) for one in self.held if one.is_image)
+        of_order = self.order.priority if self.order else priorities.ROUTINE
+        return max([of_order, *map(priorities.of_dicom, said)])
 
 
 # -- analyse ---------------------------------------------------------------------------------------
@@ -108,7 +130,7 @@ def analyse(node: Node, host: ModelHost, job: Job) -> None:
     if _is_decided(node, job):
         return
     reading = _begin(node, job)
-    chosen = _choose(node, host, reading.held)
+    chosen = _choose(reading, host)
     if isinstance(chosen, Refusal):
         _refuse(reading, host.model.algorithm, chosen)
         return
@@ -162,7 +184,8 @@ def _begin(node: Node, job: Job) -> _Reading:
     held = _readable_headers(node, instances)
     with node.database.transaction() as connection:
         before = drafts.live(connection, job.study_instance_uid, model=job.model)
-    return _Reading(node=node, job=job, study=study, held=held, before=before)
+        order = orders.find(connection, job.study_instance_uid)
+    return _Reading(node=node, job=job, study=study, held=held, before=before, order=order)
 
 
 def _snapshot(node: Node, job: Job) -> tuple[Study, tuple[Instance, ...]]:
@@ -190,8 +213,9 @@ def _readable_headers(node: Node, instances: Sequence[Instance]) -> list[_Held]:
     return held
 
 
-def _choose(node: Node, host: ModelHost, held: Sequence[_Held]) -> Chosen | Refusal:
+def _choose(reading: _Reading, host: ModelHost) -> Chosen | Refusal:
     """The best image whose pixels can really be read."""
+    node, held = reading.node, reading.held
     candidates = [one.candidate for one in held]
     refused: dict[str, Fault] = {}
     while True:
@@ -208,10 +232,17 @@ def _choose(node: Node, host: ModelHost, held: Sequence[_Held]) -> Chosen | Refu
                 header=chosen.candidate.header,
                 rule=choice.rule,
                 image=image,
-                indication=indication.find(chosen.candidate.header),
+                indication=_indication(chosen.candidate.header, reading.order),
                 warnings=choice.warnings,
             )
         refused[choice.sop_instance_uid] = image
+
+
+def _indication(header: Dataset, order: Order | None) -> Indication | None:
+    """Why the image was asked for: its own header says it, or else the order that it answers."""
+    if found := indication.find(header):
+        return found
+    return indication.of_order(order.indication, order.indication_source) if order else None
 
 
 def _image(node: Node, host: ModelHost, chosen: _Held) -> Image | Fault:
@@ -346,7 +377,13 @@ def _keep(connection: Connection, reading: _Reading, made: Sequence[Draft]) -> N
         deliveries.drop_unsent(connection, old, f"superseded by {made[0].sop_instance_uid}")
     for one in made:
         peers = reading.node.settings.destinations(one.kind)
-        deliveries.create(connection, one.study_instance_uid, one.sop_instance_uid, peers)
+        deliveries.create(
+            connection,
+            one.study_instance_uid,
+            one.sop_instance_uid,
+            peers,
+            priority=reading.priority,
+        )
 
 
 def _index(connection: Connection, draft: Draft, findings: Findings) -> None:

@@ -8,14 +8,13 @@ import warnings
 import celery.platforms
 
 from dicom_node import drafts, heartbeats
+from dicom_node.audit.auditor import Auditor, lifetime
 from dicom_node.config import Settings
 from dicom_node.db import Database
 from worker import pipeline, tasks
 from worker.app import Queue, make_app
 from worker.host import ModelHost, beating
 
-#: Deliveries at once: they wait for peers.
-SENDERS = 4
 #: Past drafts the model is reminded of; with more, hardly a token is guessed better
 #: (reference/serving.md 5).
 REMINDERS = 2000
@@ -46,12 +45,13 @@ def work(settings: Settings, database: Database, broker_url: str, queue: Queue) 
         if host:
             stack.callback(host.close)
         stack.enter_context(beating(database, name, queue, host))
+        stack.enter_context(lifetime(database, Auditor(settings, name)))
         app.worker_main(
             [
                 "--quiet",  # no banner
                 "worker",
                 "--pool=threads",
-                f"--concurrency={host.slots if host else SENDERS}",
+                f"--concurrency={host.slots if host else _senders(settings)}",
                 f"--queues={queue}",
                 f"--hostname={name}",
                 "--without-gossip",
@@ -59,6 +59,16 @@ def work(settings: Settings, database: Database, broker_url: str, queue: Queue) 
                 "--loglevel=WARNING",
             ]
         )
+
+
+def _senders(settings: Settings) -> int:
+    """How many threads send: as many as all destinations together may take up.
+
+    Each thread mostly waits for its peer; were there fewer, some peers that hang would hold them
+    all, and the others would get nothing.
+    """
+    destinations = sum(peer.is_destination for peer in settings.peers)
+    return destinations * settings.delivery.at_once + tasks.OTHERS
 
 
 def remind(host: ModelHost, database: Database) -> None:

@@ -9,16 +9,24 @@ from dataclasses import replace
 from datetime import timedelta
 
 from pydicom.uid import UID
+from sqlalchemy import Connection
 
-from dicom_node import deliveries, destinations, drafts, scu
+from dicom_node import circuits, commitments, deliveries, destinations, drafts, heartbeats, scu
+from dicom_node.audit.auditor import Auditor
+from dicom_node.config import Peer
 from dicom_node.deliveries import Delivery
 from dicom_node.drafts import Draft
-from dicom_node.errors import NotSupported, Unreadable
+from dicom_node.errors import NotSupported, PeerError, PeerRefused, Unproven, Unreadable
+from dicom_node.results import audited
 from dicom_node.results.record import DraftRecord, Reference
-from worker import records
+from worker import committing, records
 from worker.pipeline import Node, keep_file
 
 logger = logging.getLogger(__name__)
+
+#: An object that a peer says it stored, and does not list, is sent again after so many attempts.
+QUESTIONS = 4
+STORED = "the peer answered success"
 
 
 def deliver(node: Node, held: Delivery) -> None:
@@ -41,12 +49,49 @@ def deliver(node: Node, held: Delivery) -> None:
     destination = destinations.open_destination(peer, settings.node.ae_title, tls=settings.tls)
     draft = _find(node, held.sent_uid or held.draft_uid)
     if held.sent_at is None:
-        if draft.superseded_by is not None:
-            with node.database.transaction() as connection:
-                deliveries.drop(connection, held, f"superseded by {draft.superseded_by}")
+        if _is_unwanted(node, held, draft, peer):
             return
         draft = _send(node, held, draft, destination)
-    _prove(node, held, draft, destination, peer.proof)
+    try:
+        _prove(node, held, draft, destination, peer)
+    except PeerError as error:
+        if not error.retry:
+            raise
+        raise Unproven(f"{STORED}, and can't be asked for it: {error}") from error
+    with node.database.transaction() as connection:
+        deliveries.answered(connection, held.peer)
+
+
+def _is_unwanted(node: Node, held: Delivery, draft: Draft, peer: Peer) -> bool:
+    """Must the peer not get it, or not any more?"""
+    with node.database.transaction() as connection:
+        if draft.superseded_by is not None:
+            deliveries.drop(connection, held, f"superseded by {draft.superseded_by}")
+        elif peer.mode == "shadow":  # since this was queued
+            deliveries.withhold(connection, held, "the peer is a shadow in the configuration")
+        else:
+            return False
+    return True
+
+
+def judge_peer(node: Node, held: Delivery, error: PeerError) -> None:
+    """Tell the peer's circuit of a failed attempt; what waited too long for a peer has failed."""
+    reason = f"{error.code}: {error}"
+    jobs = node.settings.jobs
+    with node.database.transaction() as connection:
+        if isinstance(error, PeerRefused | NotSupported):
+            deliveries.answered(connection, held.peer)
+            return
+        left_alone = circuits.failed(
+            connection,
+            held.peer,
+            reason,
+            open_after=node.settings.delivery.open_after,
+            back_off=jobs.back_off,
+            counts=not isinstance(error, Unproven),  # it takes objects: let the next ones go
+        )
+        if left_alone and is_overdue(node, held):
+            deliveries.give_up(connection, held.peer, _patience(node), reason)
 
 
 def _find(node: Node, uid: str) -> Draft:
@@ -132,12 +177,25 @@ def _sent(node: Node, held: Delivery, form: Draft, status: int, refused: list[st
     told = [f"sent as {_name(form)}: the peer takes no {', '.join(refused)}"] if refused else []
     told += [f"the peer stored it with status 0x{status:04X}"] if status else []
     with node.database.transaction() as connection:
+        deliveries.answered(connection, held.peer)
         deliveries.sent(connection, held, form.sop_instance_uid, "; ".join(told) or None)
+        _audit(node, connection, held.peer, form)
+
+
+def _audit(node: Node, connection: Connection, peer_name: str, form: Draft) -> None:
+    auditor = Auditor(node.settings, heartbeats.process_name("net"))
+    peer = node.settings.peer(peer_name)
+    if auditor.wanted and peer is not None:
+        auditor.sent(connection, peer, audited.content(form))
 
 
 def _prove(
-    node: Node, held: Delivery, draft: Draft, destination: scu.Destination, proof: str
+    node: Node, held: Delivery, draft: Draft, destination: scu.Destination, peer: Peer
 ) -> None:
+    proof = peer.proof
+    if proof == commitments.PROOF:
+        _await_commitment(node, held, committing.ask(node, held, draft, peer))
+        return
     proven = destination.prove(
         scu.Reference(
             study_instance_uid=draft.study_instance_uid,
@@ -145,18 +203,43 @@ def _prove(
             sop_instance_uid=draft.sop_instance_uid,
         )
     )
+    if not proven:
+        _not_listed(node, held, draft.sop_instance_uid, proof)
+        return
     with node.database.transaction() as connection:
-        if proven:
-            deliveries.delivered(connection, held, proof)
-        elif is_overdue(node, held):
+        deliveries.delivered(connection, held, proof)
+
+
+def _await_commitment(node: Node, held: Delivery, wait: timedelta) -> None:
+    """The report tells the rest, whenever it comes; where it came by now, this changes nothing."""
+    with node.database.transaction() as connection:
+        if is_overdue(node, held):
             hours = node.settings.jobs.give_up_hours
-            deliveries.fail(connection, held, f"not proven by {proof} within {hours:g} hours")
+            silence = committing.silence(node.settings, held.peer, hours)
+            deliveries.fail(connection, held, f"{Unproven.code}: {STORED}, and {silence}")
         else:
-            delay = node.settings.jobs.back_off(held.attempts)
+            reason = f"asked for storage commitment, no report yet ({commitments.PROOF})"
+            deliveries.unproven(connection, held, wait, reason)
+
+
+def _not_listed(node: Node, held: Delivery, sent_uid: str, proof: str) -> None:
+    """Ask again later; after some questions send it again, and in the end give it up."""
+    delay = node.settings.jobs.back_off(held.attempts)
+    lie = f"{STORED}, and does not have it ({proof})"
+    with node.database.transaction() as connection:
+        if is_overdue(node, held):
+            hours = node.settings.jobs.give_up_hours
+            deliveries.fail(connection, held, f"{Unproven.code}: {lie} for {hours:g} hours")
+        elif held.sent_at is not None and held.attempts % QUESTIONS == 0:
+            deliveries.missing(connection, held.id, sent_uid, f"{Unproven.code}: {lie}", delay)
+        else:
             deliveries.unproven(connection, held, delay, f"not yet proven by {proof}")
 
 
 def is_overdue(node: Node, held: Delivery) -> bool:
     """Has this delivery been tried for as long as the site wants?"""
-    patience = timedelta(hours=node.settings.jobs.give_up_hours)
-    return held.age > patience
+    return held.age > _patience(node)
+
+
+def _patience(node: Node) -> timedelta:
+    return timedelta(hours=node.settings.jobs.give_up_hours)

@@ -5,24 +5,32 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 
 import celery
 
-from dicom_node import deliveries, jobs
+from dicom_node import commitments, deliveries, fetches, jobs
+from dicom_node.commitments import Held
 from dicom_node.db import Database
 from dicom_node.deliveries import Delivery
 from dicom_node.errors import NodeError, OutOfResources, PeerError, trace
+from dicom_node.fetches import Fetch, Search
 from dicom_node.jobs import Job, LeaseLost
 from inference.findings import DeviceLost, InferenceError
-from worker import indexing, lease, pipeline, sending
-from worker.app import ANALYSE, DELIVER, INDEX
+from worker import committing, fetching, indexing, lease, pipeline, sending
+from worker.app import ANALYSE, DELIVER, FETCH, INDEX, REPORT_COMMITMENT, SEARCH_PRIORS
 from worker.host import ModelHost
 from worker.pipeline import Node
 
 logger = logging.getLogger(__name__)
+
+#: Threads of the sender for what is no delivery; what finds none free waits for its next nudge,
+#: so that sources that hang hold up no draft.
+OTHERS = 4
 
 
 def end_process() -> None:
@@ -50,6 +58,7 @@ class Context:
 
 def register(app: celery.Celery, context: Context) -> None:
     """Give the application its tasks."""
+    others = threading.BoundedSemaphore(OTHERS)
 
     @app.task(name=ANALYSE)  # type: ignore[untyped-decorator]
     def analyse_task(job_id: int) -> None:
@@ -59,19 +68,44 @@ def register(app: celery.Celery, context: Context) -> None:
     def deliver_task(delivery_id: int) -> None:
         deliver(context, delivery_id)
 
+    @app.task(name=REPORT_COMMITMENT)  # type: ignore[untyped-decorator]
+    def report_commitment_task(request_id: int) -> None:
+        _in_a_place(others, report_commitment, context, request_id)
+
+    @app.task(name=FETCH)  # type: ignore[untyped-decorator]
+    def fetch_task(fetch_id: int) -> None:
+        _in_a_place(others, fetch, context, fetch_id)
+
+    @app.task(name=SEARCH_PRIORS)  # type: ignore[untyped-decorator]
+    def search_priors_task(search_id: int) -> None:
+        _in_a_place(others, search_priors, context, search_id)
+
     @app.task(name=INDEX)  # type: ignore[untyped-decorator]
     def index_task(report_id: int) -> None:
         index(context, report_id)
 
 
+def _in_a_place(
+    places: threading.BoundedSemaphore,
+    work: Callable[[Context, int], None],
+    context: Context,
+    row_id: int,
+) -> None:
+    if places.acquire(blocking=False):
+        try:
+            work(context, row_id)
+        finally:
+            places.release()
+
+
 def analyse(context: Context, job_id: int) -> None:
-    """Read one job's study, if nobody else has it."""
+    """Read one job's study, or a more urgent one, if nobody else has it."""
     host = context.host
     if host is None:
         raise TypeError("the queue gpu is served by a process without a model")
     try:
         with context.database.transaction() as connection:
-            job = jobs.claim(connection, job_id, lease=context.lease, worker=context.name)
+            job = jobs.claim_next(connection, job_id, lease=context.lease, worker=context.name)
         if job is None:
             return
         with lease.kept(
@@ -121,22 +155,37 @@ def _fail(context: Context, job: Job, code: str, text: str) -> None:
 
 
 def deliver(context: Context, delivery_id: int) -> None:
-    """Send one draft to one destination, if nobody else does."""
+    """Send what is due at the peer of this delivery, the most urgent first, and for a while.
+
+    Another nudge goes on after that: what was urgent at another task's turn, or a stop that was
+    asked for, need not wait for the last of many.
+    """
+    until = time.monotonic() + context.node.settings.jobs.sweep_seconds
     try:
-        with context.database.transaction() as connection:
-            held = deliveries.claim(
-                connection, delivery_id, lease=context.lease, worker=context.name
-            )
-        if held is None:
-            return
-        with lease.kept(
-            context.database,
-            context.lease,
-            lambda connection: deliveries.renew(connection, held, lease=context.lease),
-        ):
-            _deliver(context, held)
+        while _deliver_next(context, delivery_id) and time.monotonic() < until:
+            pass
     except OutOfResources as error:
         logger.warning("delivery %d waits: %s", delivery_id, error)
+
+
+def _deliver_next(context: Context, delivery_id: int) -> bool:
+    with context.database.transaction() as connection:
+        held = deliveries.claim(
+            connection,
+            delivery_id,
+            at_once=context.node.settings.delivery.at_once,
+            lease=context.lease,
+            worker=context.name,
+        )
+    if held is None:
+        return False
+    with lease.kept(
+        context.database,
+        context.lease,
+        lambda connection: deliveries.renew(connection, held, lease=context.lease),
+    ):
+        _deliver(context, held)
+    return True
 
 
 def _deliver(context: Context, held: Delivery) -> None:
@@ -154,20 +203,158 @@ def _deliver(context: Context, held: Delivery) -> None:
 
 
 def _peer_failed(context: Context, held: Delivery, error: PeerError) -> None:
-    settings = context.node.settings.jobs
     reason = f"{error.code}: {error}"
+    sending.judge_peer(context.node, held, error)
     if not error.retry or sending.is_overdue(context.node, held):
         _fail_delivery(context, held, reason)
         return
     logger.info("delivery %d again later: %s", held.id, error)
+    delay = context.node.settings.jobs.back_off(held.attempts)
     with context.database.transaction() as connection:
-        deliveries.retry_later(connection, held, settings.back_off(held.attempts), reason)
+        deliveries.retry_later(connection, held, delay, reason)
 
 
 def _fail_delivery(context: Context, held: Delivery, reason: str) -> None:
     logger.error("delivery %d to %s failed: %s", held.id, held.peer, reason)
     with context.database.transaction() as connection:
         deliveries.fail(connection, held, reason)
+
+
+def report_commitment(context: Context, request_id: int) -> None:
+    """Tell a source what became of its storage commitment request, if nobody else does."""
+    try:
+        with context.database.transaction() as connection:
+            held = commitments.claim(
+                connection, request_id, lease=context.lease, worker=context.name
+            )
+        if held is None:
+            return
+        with lease.kept(
+            context.database,
+            context.lease,
+            lambda connection: commitments.renew(connection, held, lease=context.lease),
+        ):
+            _report_commitment(context, held)
+    except OutOfResources as error:
+        logger.warning("storage commitment request %d waits: %s", request_id, error)
+
+
+def _report_commitment(context: Context, held: Held) -> None:
+    try:
+        committing.report(context.node, held)
+    except OutOfResources:
+        raise
+    except PeerError as error:
+        _not_reported(context, held, error)
+    except NodeError as error:
+        _fail_report(context, held, f"{error.code}: {error}")
+    except Exception as error:  # border: our bug
+        logger.error("storage commitment request %d: bug\n%s", held.id, trace(error))
+        _fail_report(context, held, f"bug: {type(error).__name__}")
+
+
+def _not_reported(context: Context, held: Held, error: PeerError) -> None:
+    jobs = context.node.settings.jobs
+    reason = f"{error.code}: {error}"
+    if not error.retry or held.age > timedelta(hours=jobs.give_up_hours):
+        _fail_report(context, held, reason)
+        return
+    logger.info("storage commitment request %d again later: %s", held.id, error)
+    with context.database.transaction() as connection:
+        commitments.retry_later(connection, held, jobs.back_off(held.attempts), reason)
+
+
+def _fail_report(context: Context, held: Held, reason: str) -> None:
+    logger.error("storage commitment request %d of %s failed: %s", held.id, held.peer, reason)
+    with context.database.transaction() as connection:
+        commitments.fail(connection, held, reason)
+
+
+def fetch(context: Context, fetch_id: int) -> None:
+    """Fetch one study from its peer, if nobody else does."""
+    per_hour = context.node.settings.reconciliation.studies_per_hour
+    try:
+        with context.database.transaction() as connection:
+            held = fetches.claim(
+                connection, fetch_id, lease=context.lease, worker=context.name, per_hour=per_hour
+            )
+        if held is None:
+            return
+        with lease.kept(
+            context.database,
+            context.lease,
+            lambda connection: fetches.renew(connection, held, lease=context.lease),
+        ):
+            _fetch(context, held)
+    except OutOfResources as error:
+        logger.warning("fetch %d waits: %s", fetch_id, error)
+
+
+def _fetch(context: Context, held: Fetch) -> None:
+    if fetching.is_overdue(context.node, held.age):
+        _fail_fetch(context, held, held.reason or "its worker died again and again")
+        return
+    try:
+        fetching.fetch(context.node, held)
+    except OutOfResources:
+        raise
+    except NodeError as error:
+        _not_fetched(context, held, error)
+    except Exception as error:  # border: our bug
+        logger.error("fetch %d: bug\n%s", held.id, trace(error))
+        _fail_fetch(context, held, f"bug: {type(error).__name__}")
+
+
+def _not_fetched(context: Context, held: Fetch, error: NodeError) -> None:
+    reason = f"{error.code}: {error}"
+    if not error.retry:
+        _fail_fetch(context, held, reason)
+        return
+    logger.info("fetch %d again later: %s", held.id, error)
+    delay = context.node.settings.jobs.back_off(held.attempts)
+    with context.database.transaction() as connection:
+        fetches.retry_later(connection, held, delay, reason)
+
+
+def _fail_fetch(context: Context, held: Fetch, reason: str) -> None:
+    logger.error("fetch %d from %s failed: %s", held.id, held.peer, reason)
+    with context.database.transaction() as connection:
+        fetches.fail(connection, held, reason)
+
+
+def search_priors(context: Context, search_id: int) -> None:
+    """Look for the earlier studies of one study's patient, if nobody else does."""
+    try:
+        with context.database.transaction() as connection:
+            begun = fetches.begin_search(connection, search_id)
+        if begun is not None:
+            _search_priors(context, begun)
+    except OutOfResources as error:
+        logger.warning("prior search %d waits: %s", search_id, error)
+
+
+def _search_priors(context: Context, begun: Search) -> None:
+    try:
+        fetching.search(context.node, begun)
+    except OutOfResources:
+        raise
+    except NodeError as error:
+        _not_searched(context, begun, error)
+    except Exception as error:  # border: our bug
+        logger.error("prior search %d: bug\n%s", begun.id, trace(error))
+        with context.database.transaction() as connection:
+            fetches.search_failed(connection, begun, f"bug: {type(error).__name__}")
+
+
+def _not_searched(context: Context, begun: Search, error: NodeError) -> None:
+    reason = f"{error.code}: {error}"
+    with context.database.transaction() as connection:
+        if error.retry and not fetching.is_overdue(context.node, begun.age):
+            delay = context.node.settings.jobs.back_off(begun.attempts)
+            fetches.search_later(connection, begun, delay, reason)
+        else:
+            logger.warning("prior search %d: %s", begun.id, error)
+            fetches.search_failed(connection, begun, reason)
 
 
 def index(context: Context, report_id: int) -> None:

@@ -7,6 +7,7 @@ Each command imports what it needs when it runs, so that ``status`` answers with
 from __future__ import annotations
 
 import sys
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn
 
@@ -123,14 +124,21 @@ def status(
 
 @app.command()
 def doctor(
-    peer: Annotated[str | None, typer.Argument(help="Only this peer.")] = None,
+    peer: Annotated[
+        str | None, typer.Argument(help="Only this peer, or AE@HOST:PORT: the whole way to it.")
+    ] = None,
     config: Config = None,
     as_json: Json = False,
+    store: Annotated[
+        bool, typer.Option("--store", help="With PEER: leave a marked test object there.")
+    ] = False,
 ) -> None:
     """Check each part and each peer; name the fault and the fix."""
     from dicom_node.cli import services, wiring
 
-    services.doctor(wiring.settings(config), peer, as_json=as_json)
+    if store and peer is None:
+        raise typer.BadParameter("--store goes with PEER")
+    services.doctor(wiring.settings(config), peer, as_json=as_json, store=store)
 
 
 @app.command()
@@ -175,13 +183,35 @@ def retry(
     study_uid: Annotated[str | None, typer.Argument(metavar="STUDY_UID")] = None,
     config: Config = None,
     failed: Annotated[bool, typer.Option("--failed", help="Everything that failed.")] = False,
+    peer: Annotated[
+        str | None, typer.Option(metavar="NAME", help="With --failed: only deliveries to this one.")
+    ] = None,
 ) -> None:
     """Queue a study's job and its failed deliveries again."""
     from dicom_node.cli import acting, wiring
 
     if (study_uid is None) != failed:
         raise typer.BadParameter("give STUDY_UID or --failed")
-    acting.retry(wiring.settings(config), study_uid)
+    if peer is not None and not failed:
+        raise typer.BadParameter("--peer goes with --failed")
+    acting.retry(wiring.settings(config), study_uid, peer)
+
+
+@app.command()
+def deliveries(
+    config: Config = None,
+    state: Annotated[
+        str | None, typer.Option(help="due, sending, sent, delivered, failed, withheld or dropped")
+    ] = None,
+    peer: Annotated[str | None, typer.Option(metavar="NAME", help="Only to this peer.")] = None,
+    limit: Limit = 20,
+    as_json: Json = False,
+) -> None:
+    """List drafts on their way to destinations, newest first; failed: those given up, and why."""
+    from dicom_node.cli import looking, wiring
+
+    found = wiring.settings(config)
+    looking.deliveries(found, state=state, peer=peer, limit=limit, as_json=as_json)
 
 
 @app.command()
@@ -206,7 +236,7 @@ def send(
     to: Annotated[str, typer.Option(metavar="PEER|AE@HOST:PORT")],
     config: Config = None,
 ) -> None:
-    """Send files or folders by C-STORE."""
+    """Send files or folders by C-STORE or STOW-RS."""
     from dicom_node.cli import acting, wiring
 
     acting.send(wiring.settings(config), paths, to)
@@ -243,6 +273,38 @@ def search(
         raise typer.BadParameter("--kind is image or report")
     query = looking.Query(text=text, image=image, study=study, kind=kind, limit=limit)
     looking.search(wiring.settings(config), query, as_json=as_json)
+
+
+@app.command()
+def reconcile(
+    config: Config = None,
+    day: Annotated[
+        datetime | None,
+        typer.Option(formats=["%Y-%m-%d"], metavar="YYYY-MM-DD", help="Default: the last days."),
+    ] = None,
+    peer: Annotated[str | None, typer.Option(metavar="NAME", help="Only this peer.")] = None,
+    fetch: Annotated[bool, typer.Option("--fetch", help="Fetch what is missing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show chest studies that the PACS has and we have not."""
+    from dicom_node.cli import asking, wiring
+
+    date = f"{day:%Y%m%d}" if day else None
+    found = wiring.settings(config)
+    asking.reconcile(found, day=date, peer=peer, fetch=fetch, as_json=as_json)
+
+
+@app.command()
+def priors(
+    study_uid: StudyUid,
+    config: Config = None,
+    fetch: Annotated[bool, typer.Option("--fetch", help="Fetch those we have not.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show the earlier chest studies of a study's patient, here and at the PACS."""
+    from dicom_node.cli import asking, wiring
+
+    asking.show_priors(wiring.settings(config), study_uid, fetch=fetch, as_json=as_json)
 
 
 @app.command()

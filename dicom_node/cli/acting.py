@@ -9,20 +9,40 @@ from rich.console import Console
 from rich.progress import Progress
 from sqlalchemy import Connection
 
-from dicom_node import deliveries, destinations, jobs, retention, scu, studies
+from dicom_node import deliveries, destinations, fetches, jobs, retention, scu, studies
 from dicom_node.cli import wiring
 from dicom_node.config import Settings
-from dicom_node.errors import ConfigurationError, NodeError, NotFound
+from dicom_node.errors import NodeError, NotFound
 
 
-def retry(settings: Settings, study_uid: str | None) -> None:
-    """Queue again what ended without success (one study: its latest job in any case)."""
+def retry(settings: Settings, study_uid: str | None, peer: str | None = None) -> None:
+    """Queue again what ended without success (one study: its latest job in any case).
+
+    Of a peer only its deliveries.
+    """
+    if peer is not None:
+        wiring.peer(settings, peer)
     with wiring.database(settings).transaction() as connection:
         if study_uid is not None:
             _check_can_be_read(connection, study_uid)
-        again = len(jobs.requeue_ended(connection, study_instance_uid=study_uid))
-        sends = len(deliveries.requeue(connection, study_instance_uid=study_uid))
-    print(f"queued again: {again} jobs, {sends} deliveries")
+        again = comes = 0
+        if peer is None:
+            again = len(jobs.requeue_ended(connection, study_instance_uid=study_uid))
+            again += _read_a_prior(connection, settings, study_uid)
+            comes = fetches.requeue(connection, study_instance_uids=study_uid and [study_uid])
+        sends = len(deliveries.requeue(connection, study_instance_uid=study_uid, peer=peer))
+    told = f", {comes} studies to be fetched" if comes else ""
+    print(f"queued again: {again} jobs, {sends} deliveries{told}")
+
+
+def _read_a_prior(connection: Connection, settings: Settings, study_uid: str | None) -> int:
+    """A study that came as somebody's prior has no job, until a person asks for one."""
+    if study_uid is None or not fetches.read_after_all(connection, study_uid):
+        return 0
+    found = studies.find(connection, study_uid)
+    if found is None or found.state != "complete":
+        return 0  # it gets its job as every study does
+    return int(jobs.create(connection, study_uid, found.revision, settings.model.name) is not None)
 
 
 def _check_can_be_read(connection: Connection, study_uid: str) -> None:
@@ -34,16 +54,14 @@ def _check_can_be_read(connection: Connection, study_uid: str) -> None:
 
 
 def send(settings: Settings, paths: list[Path], to: str) -> None:
-    """C-STORE files; a line per failure, exit code 1 if there was one."""
+    """C-STORE or STOW-RS files; a line per failure, exit code 1 if there was one."""
     peer = wiring.peer(settings, to)
-    if peer.protocol != "dicom":
-        raise ConfigurationError(f"peer {peer.name} speaks {peer.protocol}: it takes no C-STORE")
     files = scu.files_under(paths)
     if not files:
         raise NotFound(f"no files in {', '.join(str(path) for path in paths)}")
     with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
         bar = progress.add_task(f"to {peer.name}", total=len(files))
-        outcomes = scu.send_files(
+        outcomes = destinations.send_files(
             files,
             peer,
             settings.node.ae_title,

@@ -19,6 +19,7 @@ from dicom_node.config import Settings
 from dicom_node.errors import NotFound
 
 if TYPE_CHECKING:
+    from dicom_node.deliveries import Delivery
     from dicom_node.retrieval import Hit, Kind
     from inference.findings import Embedding
     from inference.models import ReportModel
@@ -75,6 +76,35 @@ def study(settings: Settings, study_uid: str, *, as_json: bool) -> None:
         tables.show_account(found)
 
 
+def deliveries(
+    settings: Settings, *, state: str | None, peer: str | None, limit: int, as_json: bool
+) -> None:
+    """List deliveries."""
+    from dicom_node import deliveries as node_deliveries
+
+    with wiring.database(settings).transaction() as connection:
+        found = node_deliveries.newest(connection, state=state, peer=peer, limit=limit)
+    if as_json:
+        print(json.dumps({"deliveries": [_delivery(one) for one in found]}, indent=2))
+    else:
+        tables.show_deliveries(found)
+
+
+def _delivery(one: Delivery) -> dict[str, object]:
+    return {
+        "id": one.id,
+        "peer": one.peer,
+        "study_instance_uid": one.study_instance_uid,
+        "draft_uid": one.draft_uid,
+        "state": one.state,
+        "priority": one.priority,
+        "attempts": one.attempts,
+        "proof": one.proof,
+        "reason": one.reason,
+        "next_attempt": one.next_attempt.isoformat() if one.next_attempt else None,
+    }
+
+
 def draft(
     settings: Settings, study_uid: str, *, kind: str | None, output: Path | None, text: bool
 ) -> None:
@@ -89,9 +119,22 @@ def draft(
         raise NotFound(f"study {study_uid} has {what}; `dicom-node study {study_uid}` says why")
     path = Storage(settings.node.data).path(found.path)
     if output is not None:
+        _audit_export(settings, output, found)  # first: there is no file that nobody told of
         output.write_bytes(path.read_bytes())
     if text or output is None:
         print(_plain_text(found))
+
+
+def _audit_export(settings: Settings, output: Path, found: drafts.Draft) -> None:
+    if not settings.audit.url:
+        return
+    from dicom_node import heartbeats
+    from dicom_node.audit.auditor import Auditor
+    from dicom_node.results import audited
+
+    auditor = Auditor(settings, heartbeats.process_name("cli"))
+    with wiring.database(settings).transaction() as connection:
+        auditor.written(connection, output, audited.content(found))
 
 
 def _plain_text(found: drafts.Draft) -> str:

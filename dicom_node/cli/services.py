@@ -19,6 +19,8 @@ from dicom_node.storage import Storage
 from dicom_node.supervisor import Command, Supervisor
 
 if TYPE_CHECKING:
+    from dicom_node.db import Database
+    from dicom_node.doctor import Call
     from dicom_node.receiver import Receiver
 
 QUEUES = ("gpu", "net")
@@ -161,21 +163,35 @@ def _child(settings: Settings, name: str, *arguments: str) -> Command:
     )
 
 
-def doctor(settings: Settings, peer: str | None, *, as_json: bool) -> None:
+def doctor(settings: Settings, peer: str | None, *, as_json: bool, store: bool) -> None:
     """Run all checks; exit code 1 when one fails."""
     guard.check()
 
     from dicom_node import doctor as checks
 
+    database = wiring.database_or_none(settings)
     if peer is not None:
-        peers = [wiring.peer(settings, peer)]
-        found = checks.peers(settings, wiring.database_or_none(settings), peers)
+        found = checks.examine(_call(settings, database, peer, store=store))
     else:
-        found = checks.everything(settings, wiring.database_or_none(settings))
+        found = checks.everything(settings, database)
     if as_json:
-        print(json.dumps({"checks": checks.to_json(found)}, indent=2))
+        print(json.dumps(checks.document(found), indent=2))
     else:
         tables.show_checks(found)
-    faults = [one for one in found if not one.passed]
+    faults = [one for one in found if one.is_fault]
     if faults:
-        raise NodeError(f"{len(faults)} of {len(found)} checks failed")
+        tried = [one for one in found if one.tried]
+        raise NodeError(f"{len(faults)} of {len(tried)} checks failed")
+
+
+def _call(settings: Settings, database: Database | None, peer: str, *, store: bool) -> Call:
+    from dicom_node.doctor import Call
+    from worker import records
+
+    return Call(
+        settings=settings,
+        database=database,
+        peer=wiring.peer(settings, peer),
+        classes=records.classes,
+        store=store,
+    )

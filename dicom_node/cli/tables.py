@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from dicom_node.account import Account
     from dicom_node.associations import RefusedAssociation
     from dicom_node.config import Settings
+    from dicom_node.deliveries import Delivery
     from dicom_node.doctor import Check
+    from dicom_node.priors import EarlierStudy
+    from dicom_node.reconciliation import Comparison
     from dicom_node.reports.feedback import Row
     from dicom_node.reports.store import Report
     from dicom_node.retrieval import Hit
@@ -129,6 +132,25 @@ def show_studies(found: Sequence[Study]) -> None:
     )
 
 
+def show_deliveries(found: Sequence[Delivery]) -> None:
+    """One line a delivery."""
+    show(
+        ("delivery", "to", "state", "attempts", "next attempt", "study", "reason"),
+        [
+            (
+                one.id,
+                one.peer,
+                one.state,
+                one.attempts,
+                when(one.next_attempt),
+                one.study_instance_uid,
+                one.reason,
+            )
+            for one in found
+        ],
+    )
+
+
 def show_account(account: Account) -> None:
     """One study's whole way."""
     study = account.study
@@ -159,6 +181,9 @@ def show_account(account: Account) -> None:
         ("delivery to", "state", "proof", "attempts", "reason"),
         [(one.peer, one.state, one.proof, one.attempts, one.reason) for one in account.deliveries],
     )
+    if account.priors:
+        console.print()
+        show_priors(account.priors)
     console.print()
     show(
         ("at", "what", "from", "to", "reason"),
@@ -167,6 +192,42 @@ def show_account(account: Account) -> None:
             for one in account.events
         ],
     )
+
+
+def show_priors(found: Sequence[EarlierStudy]) -> None:
+    """A patient's earlier studies."""
+    show(
+        ("prior", "date", "state", "from", "reason"),
+        [
+            (one.study_instance_uid, one.study_date, one.state, one.peer, one.reason)
+            for one in found
+        ],
+    )
+
+
+def show_missing(found: Sequence[Comparison]) -> None:
+    """Peers' days, and what of each is missing here."""
+    show(
+        ("peer", "date", "found", "missing"),
+        [(day.peer, day.study_date, day.found, len(day.missed)) for day in found],
+    )
+    missed = [(day.peer, one) for day in found for one in day.missed]
+    if missed:
+        console.print()
+        show(
+            ("missing study", "date", "at", "modalities", "instances", "fetch"),
+            [
+                (
+                    one.study.study_instance_uid,
+                    one.study.study_date,
+                    peer,
+                    ", ".join(one.study.modalities),
+                    one.study.instances,
+                    one.state or "not queued",
+                )
+                for peer, one in missed
+            ],
+        )
 
 
 def _choice(choice: Mapping[str, object] | None) -> str:
@@ -250,7 +311,7 @@ def show_checks(checks: Sequence[Check]) -> None:
     show(
         ("check", "", "what", "fix"),
         [
-            (one.name, _verdict(one), one.text, "lines below" if one.name in blocks else one.fix)
+            (one.name, _verdict(one), _what(one), "lines below" if one.name in blocks else one.fix)
             for one in checks
         ],
     )
@@ -260,6 +321,12 @@ def show_checks(checks: Sequence[Check]) -> None:
 
 
 def _verdict(check: Check) -> str:
+    if not check.tried:
+        return "-"
     if not check.passed:
         return "FAULT"
     return "note" if check.fix else "ok"
+
+
+def _what(check: Check) -> str:
+    return check.text if check.tried else f"not tried: {check.text}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dicom_node import __version__
 from dicom_node.config import Settings
-from dicom_node.conformance import annexes, services, site
+from dicom_node.conformance import annexes, services, site, web
 from dicom_node.conformance.created import Classes, created
 from dicom_node.conformance.markdown import bullets, section
 from dicom_node.conformance.samples import samples
@@ -32,6 +32,7 @@ def statement(settings: Settings, classes: Classes) -> str:
         section(2, "2 Introduction", _INTRODUCTION),
         _MODEL,
         services.specification(settings, objects),
+        web.services(),
         site.communication(),
         site.configuration(settings),
         section(2, "7 Media interchange", "None: no media storage application profile."),
@@ -64,10 +65,14 @@ _MODEL = "\n\n".join(
             3,
             "3.1 Application data flow",
             "```text\n"
-            "PACS, modality --C-STORE, C-ECHO--> dicom-node\n"
+            "PACS, modality --C-STORE, C-ECHO, N-ACTION--> dicom-node\n"
             "dicom-node --C-STORE--> PACS    drafts\n"
-            "dicom-node --C-FIND---> PACS    is the draft there?\n"
+            "dicom-node --C-FIND---> PACS    is the draft there? what is missing here?\n"
+            "dicom-node --C-MOVE, C-GET--> PACS    missed and earlier studies\n"
+            "dicom-node --N-ACTION-> PACS    commit to the draft; reports come either way\n"
             "dicom-node --C-ECHO---> PACS    does it answer?\n"
+            "dicom-node --STOW-RS--> PACS    drafts, to a DICOMweb server\n"
+            "dicom-node --QIDO-RS--> PACS    is the draft there? does it answer?\n"
             "```",
         ),
         section(

@@ -10,18 +10,22 @@ from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import AE, AllStoragePresentationContexts
 from pynetdicom.status import STORAGE_SERVICE_CLASS_STATUS
 
-from dicom_node import acceptor, dimse, errors, filing, listener, scp, scu, upper_layer
+from dicom_node import acceptor, dimse, errors, filing, listener, scp, scu, upper_layer, worklist
 from dicom_node.acceptor import Rejection, Request
 from dicom_node.associations import Reason
+from dicom_node.commitment_information import PUSH_MODEL
 from dicom_node.config import Peer, Settings, Tls
+from dicom_node.conformance import commitment, query
 from dicom_node.conformance.annexes import title
 from dicom_node.conformance.created import CreatedObject
 from dicom_node.conformance.markdown import bullets, section, table
 from dicom_node.errors import NodeError, PeerError
+from dicom_node.queries import GET, MOVE
 from dicom_node.storage import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 
 _VERIFICATION = UID("1.2.840.10008.1.1")
 _FIND = UID("1.2.840.10008.5.1.4.1.2.2.1")
+_WORKLIST_FIND = UID("1.2.840.10008.5.1.4.31")
 _APPLICATION_CONTEXT = "1.2.840.10008.3.1.1.1"
 
 _RESULTS = {1: "1, rejected-permanent", 2: "2, rejected-transient"}
@@ -49,7 +53,9 @@ def overview(objects: Sequence[CreatedObject]) -> str:
             for one in objects
             for uid in one.sop_class_uids
         ),
-        ("Query/Retrieve", _FIND.name, "yes", "no", ""),
+        ("Storage Commitment", PUSH_MODEL.name, "yes", "yes", ""),
+        *(("Query/Retrieve", uid.name, "yes", "no", "") for uid in (_FIND, MOVE, GET)),
+        ("Basic Worklist Management", _WORKLIST_FIND.name, "yes", "no", ""),
     ]
     return table(["Service", "SOP class", "SCU", "SCP", "Created"], rows)
 
@@ -70,8 +76,9 @@ def specification(settings: Settings, objects: Sequence[CreatedObject]) -> str:
 
 _INTRODUCTION = (
     "There is one application entity. It accepts associations as an SCP of Verification and "
-    "Storage, and opens associations as an SCU of Verification, Storage and Query/Retrieve (FIND). "
-    "It conforms to the Standard SOP classes named here."
+    "Storage, and opens associations as an SCU of Verification, Storage, Query/Retrieve and "
+    "Basic Worklist Management. Of Storage Commitment it is SCU and SCP on associations of either "
+    "direction. It conforms to the Standard SOP classes named here."
 )
 
 
@@ -90,7 +97,9 @@ def _sop_classes(objects: Sequence[CreatedObject]) -> str:
             ["SOP class", "UID", "Role"],
             [
                 (_VERIFICATION.name, _VERIFICATION, "SCU and SCP"),
-                (_FIND.name, _FIND, "SCU"),
+                (PUSH_MODEL.name, PUSH_MODEL, "SCU and SCP"),
+                *((uid.name, uid, "SCU") for uid in (_FIND, MOVE, GET)),
+                (_WORKLIST_FIND.name, _WORKLIST_FIND, "SCU"),
                 *rows,
             ],
         ),
@@ -151,8 +160,8 @@ _GENERAL = [
 ]
 _ASYNCHRONOUS = (
     "Asynchronous operations are neither proposed nor accepted: one operation at a time on an "
-    "association. SCP/SCU role selection stays with the default roles; extended negotiation and "
-    "user identity are neither proposed nor answered."
+    "association. SCP/SCU role selection is for Storage Commitment and C-GET, else the default "
+    "roles stay; extended negotiation and user identity are neither proposed nor answered."
 )
 
 
@@ -210,9 +219,13 @@ def _initiation(settings: Settings, objects: Sequence[CreatedObject]) -> str:
                 "the other SOP classes of an SR, then the kinds of `results.fallback`. The bytes "
                 "of an object never change, so it may be sent again, and is, until it is stored: "
                 f"the first repeat comes after {jobs.first_retry_seconds:g} s, then after twice as "
-                f"long each time up to {jobs.longest_retry_seconds:g} s, and after "
-                f"{jobs.give_up_hours:g} hours a person is called. An object that its peer takes "
-                "in Implicit VR Little Endian only is sent so.",
+                f"long each time up to {jobs.longest_retry_seconds:g} s (less by up to half, by "
+                f"chance), and after {jobs.give_up_hours:g} hours a person is called. A peer gets "
+                f"at most {settings.delivery.at_once} objects at a time. One that can't be "
+                "reached, rejects the association, does not answer or answers a status that may "
+                f"pass {settings.delivery.open_after} times in a row is left alone for such a "
+                "wait, then tried with one object. An object that its peer takes in Implicit VR "
+                "Little Endian only is sent so.",
                 _contexts(_created_contexts(objects), "SCU"),
             ),
             section(
@@ -221,16 +234,47 @@ def _initiation(settings: Settings, objects: Sequence[CreatedObject]) -> str:
                 'For a peer with `proof = "find"` the object is looked up after it was sent, in '
                 "the Study Root model at the IMAGE level, by its Study, Series and SOP Instance "
                 "UIDs alone; matching is relied on for these unique keys only. The peer may answer "
-                "under a title and port of its own (`query_ae_title`, `query_port`). Storage "
-                "Commitment is not supported.",
-                _contexts([(_FIND, _UNCOMPRESSED)], "SCU"),
+                "under a title and port of its own (`query_ae_title`, `query_port`).",
+                commitment.asking(settings),
+                _contexts([(_FIND, _UNCOMPRESSED), (PUSH_MODEL, _UNCOMPRESSED)], "SCU"),
             ),
             section(
                 4,
                 "4.3.3 Activity: verify a peer",
-                "`dicom-node doctor` and `dicom-node echo` send one C-ECHO. `dicom-node send` "
+                "`dicom-node doctor` and `dicom-node echo` send one C-ECHO. `dicom-node doctor "
+                "PEER` also proposes every SOP class that the configuration makes the node send "
+                "or ask for; with `--store` it stores one test SR and asks for its proof. "
+                "`dicom-node send` "
                 "offers each file's own SOP class and transfer syntax.",
                 _contexts([(_VERIFICATION, _UNCOMPRESSED)], "SCU"),
+            ),
+            section(
+                4,
+                "4.3.4 Activity: ask what is planned",
+                "Each peer with the role `worklist` is asked every "
+                f"{settings.worklist.every_seconds:g} s, over one association, for each of "
+                f"{', '.join(settings.worklist.modalities)}: matching keys are Modality and "
+                "Scheduled Procedure Step Start Date (yesterday to tomorrow), and returned are "
+                f"{', '.join(f'`{key}`' for key in worklist.ASKED)} and "
+                "`IssuerOfAccessionNumberSequence`. Of patient and accession number digests are "
+                "kept. A study is given an order by Study Instance UID or accession number where "
+                "the Patient IDs are the same. 0xFF00 and 0xFF01 go on; after any failure, or more "
+                f"than {worklist.MAXIMUM} answers, what was known stands and `dicom-node status` "
+                "warns.",
+                _contexts([(_WORKLIST_FIND, _UNCOMPRESSED)], "SCU"),
+            ),
+            section(
+                4,
+                "4.3.5 Activity: report on storage commitment",
+                commitment.reporting(settings),
+                _contexts([(PUSH_MODEL, _UNCOMPRESSED)], "SCP"),
+            ),
+            section(
+                4,
+                "4.3.6 Activity: find and fetch studies",
+                query.finding(settings),
+                query.retrieving(),
+                _contexts([(uid, _UNCOMPRESSED) for uid in (_FIND, MOVE, GET)], "SCU"),
             ),
         ]
     )
@@ -275,8 +319,9 @@ def _acceptance(settings: Settings) -> str:
                 4,
                 "4.4.1 Who is let in",
                 "Nobody but the configured peers: the calling AE title and the address must both "
-                "be those of one peer with the role `source`, the called AE title must be ours, "
-                "and a peer that is configured for TLS must use it. Whoever is turned away is kept "
+                "be those of one peer with the role `source`, or of a destination that we ask for "
+                "storage commitment (which may not store), the called AE title must be ours, and "
+                "a peer that is configured for TLS must use it. Whoever is turned away is kept "
                 "with title, address, proposed contexts and reason, which `dicom-node status` and "
                 "`dicom-node doctor` show.",
                 table(["When", "Result", "Source", "Reason/Diag."], _rejection_rows()),
@@ -286,8 +331,9 @@ def _acceptance(settings: Settings) -> str:
             section(
                 4,
                 "4.4.2 Presentation contexts",
-                "Verification in the first two, every Storage SOP class in all of these, in the "
-                "default roles and without extended negotiation. Of several transfer syntaxes in "
+                "Verification and Storage Commitment in the first two, every Storage SOP class in "
+                "all of these, in the default roles (Storage Commitment in both) and without "
+                "extended negotiation. Of several transfer syntaxes in "
                 "one context the first in this order is accepted: uncompressed before lossless "
                 "before lossy, so that no sender compresses for us.",
                 table(
@@ -297,6 +343,11 @@ def _acceptance(settings: Settings) -> str:
             ),
             section(4, "4.4.3 SOP specific conformance: Verification", _ECHO),
             section(4, "4.4.4 SOP specific conformance: Storage", bullets(_stored(settings))),
+            section(
+                4,
+                "4.4.5 SOP specific conformance: Storage Commitment Push Model",
+                commitment.answering(settings),
+            ),
         ]
     )
 
@@ -389,12 +440,14 @@ def _statuses(settings: Settings) -> str:
             section(4, "4.5.2 C-STORE, as SCU", _scu_statuses()),
             section(
                 4,
-                "4.5.3 C-ECHO and C-FIND, as SCU",
+                "4.5.3 C-ECHO, C-FIND, C-MOVE and C-GET, as SCU",
                 "C-ECHO: 0x0000 is success, everything else a failure that `dicom-node doctor` "
                 "shows. C-FIND: 0xFF00 and 0xFF01 go on, 0x0000 ends; every other status, and an "
                 "end without a match, leaves the delivery unproven and is asked again.",
+                query.statuses(),
             ),
-            section(4, "4.5.4 Failures of communication", _failures(settings)),
+            section(4, "4.5.4 N-ACTION and N-EVENT-REPORT, of either role", commitment.statuses()),
+            section(4, "4.5.5 Failures of communication", _failures(settings)),
         ]
     )
 
@@ -450,17 +503,24 @@ def _judged(known: tuple[int, tuple[str, str]]) -> tuple[str, str, str]:
     return kind, meaning, _outcome(status)
 
 
+#: What a failure to send leads to.
+BEHAVIOURS: dict[type[PeerError], str] = {
+    errors.PeerRefused: (
+        "Failed for good: shown by `dicom-node status`; `dicom-node retry` sends it again."
+    ),
+    errors.NotSupported: "The next form of the draft is sent (4.3.1).",
+    PeerError: "Sent again later (4.3.1).",
+}
+STORED = "Counts as stored."
+
+
 def _outcome(status: int) -> str:
     """Ask the code what it makes of a status."""
     try:
         scu._stored(status, "")
-    except errors.PeerRefused:
-        return "Failed for good: shown by `dicom-node status`; `dicom-node retry` sends it again."
-    except errors.NotSupported:
-        return "The next form of the draft is sent (4.3.1)."
-    except PeerError:
-        return "Sent again later (4.3.1)."
-    return "Counts as stored."
+    except PeerError as error:
+        return BEHAVIOURS[type(error)]
+    return STORED
 
 
 def _range(codes: Sequence[int]) -> str:

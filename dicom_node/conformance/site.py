@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dicom_node import tls
+from dicom_node.audit.syslog import UdpCollector
 from dicom_node.config import Settings
 from dicom_node.conformance.markdown import bullets, section, table
 
@@ -66,15 +67,37 @@ def security(settings: Settings) -> str:
                 "9.3 Application level",
                 bullets(
                     [
-                        "User identity negotiation: none. Audit trail (PS3.15 A.5): not yet.",
+                        "User identity negotiation: none.",
                         "Digital signatures: preserved in stored objects, not checked, not made.",
                         "De-identification: none. What is sent bears the patient's identity; logs "
                         "and figures bear none.",
                     ]
                 ),
             ),
+            section(3, "9.4 Audit trail", _audit_trail(settings)),
         ]
     )
+
+
+def _audit_trail(settings: Settings) -> str:
+    longest = UdpCollector.longest
+    points = [
+        "Audit Trail Message Format Profile (PS3.15 A.5), without extensions of the schema. "
+        "Messages: Application Activity, DICOM Instances Transferred (received studies, sent "
+        "results), Export (results by HL7 and FHIR, and to files), Query (C-FIND as SCU, except "
+        "what proves a delivery), Security Alert (refused callers). Of a patient they have the "
+        "Patient ID only. docs/audit.md says when each is made.",
+        "UserID: `role@host:process` of ours, AE title, host, URI or login@host of others. "
+        "AuditSourceID: our AE title; AuditEnterpriseSiteID: `node.institution`.",
+        "Audit Trail Message Transmission Profile SYSLOG-TLS (PS3.15 A.6), both sides with a "
+        "certificate, messages of any length; or SYSLOG-UDP (PS3.15 A.7), messages of up to "
+        f"{longest} bytes. PRI 85, APP-NAME dicom-node, MSGID DICOM+RFC3881, no STRUCTURED-DATA; "
+        "MSG in ASCII without a byte order mark.",
+        "Messages that the collector has not got are kept without limit; by TLS none is lost.",
+    ]
+    url = settings.audit.url
+    here = f"The collector here is {url}." if url else "There is no collector here (`audit.url`)."
+    return f"{bullets(points)}\n\n{here}"
 
 
 def _local(settings: Settings) -> str:

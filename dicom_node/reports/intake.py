@@ -1,7 +1,8 @@
-"""How final reports come in: SR documents that were C-STOREd, HL7 messages, and files.
+"""How final reports come in: SR documents that were C-STOREd, HL7 messages, and files; and orders.
 
 Whatever comes is kept as it came, then read, matched and written down in one transaction: a row
-says what became of it, of what is no final report too. The same bytes twice are one row.
+says what became of it, of what is no final report too. The same bytes twice are one row. Orders
+are no reports: only their rows are kept.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ import pydicom
 from pydicom import Dataset
 from sqlalchemy import Connection
 
-from dicom_node import drafts
+from dicom_node import drafts, orders
 from dicom_node.db import Database
 from dicom_node.errors import NodeError, NotFound, OutOfResources, Unreadable, trace
 from dicom_node.malformed import MALFORMED
-from dicom_node.reports import matching, read_csv, read_oru, read_sr, store
+from dicom_node.reports import hl7_message, matching, read_csv, read_order, read_oru, read_sr, store
 from dicom_node.reports.final import FinalReport, Source, order_key
 from dicom_node.reports.matching import Outcome
 from dicom_node.reports.store import Arrived, Report
@@ -111,15 +112,20 @@ def _parsed(file: bytes) -> Dataset:
 
 
 def take_message(database: Database, storage: Storage, message: bytes) -> list[Filed]:
-    """Keep one HL7 message and what it reports; all of it is durable on return.
+    """Keep one HL7 message and what it reports, or the orders in it; all is durable on return.
 
     Raises
     ------
     Unreadable
-        It can't be read. It is kept and parked, for a person to see.
+        It can't be read. A report is kept and parked, for a person to see; an order is not kept.
     OutOfResources
         Database or disk are away: the message is to be sent again.
     """
+    if hl7_message.kind(message) in read_order.KINDS:
+        told = read_order.read(message)  # the message is not kept: it names the patient
+        with database.transaction() as connection:
+            orders.keep(connection, told)
+        return []
     kept = storage.keep_report(message, ".hl7")
     try:
         reports = read_oru.read(message)

@@ -15,9 +15,9 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, RowMapping
 
 from dicom_node.db import study
+from dicom_node.identity import differ, is_another_patient, is_same_order
 from dicom_node.reports.final import Claim
 from dicom_node.storage import Identity, identity_key
-from dicom_node.studies import MIXED
 
 #: With so many studies of the same keys it is not sure which is meant; more need not be read.
 _ENOUGH = 20
@@ -115,7 +115,7 @@ def match(report: Claimed, studies: Sequence[Candidate]) -> Outcome:
     if not said.accession_key and not _names_day(said):
         return _parked(_NOT_HERE if report.study_instance_uid else _NOTHING_NAMED)
     told = [(one.study_instance_uid, one.identity) for one in studies if one.identity]
-    ordered = [(uid, one) for uid, one in told if _same_order(said, one)]
+    ordered = [(uid, one) for uid, one in told if is_same_order(said, one)]
     if ordered:
         return _by_order(report, ordered)
     if report.study_instance_uid:
@@ -126,20 +126,20 @@ def match(report: Claimed, studies: Sequence[Candidate]) -> Outcome:
 
 def is_anothers(report: Claimed, one: Candidate) -> bool:
     """Is the study known to be of another patient than the report?"""
-    return one.identity is not None and _other_patient(report.identity, one.identity)
+    return one.identity is not None and is_another_patient(report.identity, one.identity)
 
 
 def _by_uid(report: Claimed, one: Candidate) -> Outcome:
     if one.identity is None:
         return _parked(_NO_IMAGE)
-    if _other_patient(report.identity, one.identity):
+    if is_another_patient(report.identity, one.identity):
         return _parked(ANOTHERS)
     return Outcome(state="matched", study_instance_uid=one.study_instance_uid)
 
 
 def _by_order(report: Claimed, ordered: Sequence[tuple[str, Identity]]) -> Outcome:
     said = report.identity
-    his = [(uid, one) for uid, one in ordered if not _other_patient(said, one)]
+    his = [(uid, one) for uid, one in ordered if not is_another_patient(said, one)]
     if not his or (not said.patient_id_key and len(his) < len(ordered)):
         return _parked(ANOTHERS)
     if report.study_instance_uid:  # not here under that UID: the patient must confirm the order
@@ -161,26 +161,9 @@ def _names_day(said: Identity) -> bool:
     return bool(said.patient_id_key and said.study_date)
 
 
-def _same_order(said: Identity, one: Identity) -> bool:
-    same = said.accession_key == one.accession_key != ""
-    return same and not _differ(said.accession_issuer_key, one.accession_issuer_key)
-
-
 def _same_day(said: Identity, one: Identity) -> bool:
     """The same patient and day, and not known to be of another order."""
     same = said.patient_id_key == one.patient_id_key and said.study_date == one.study_date
-    if not same or not _names_day(said) or _other_patient(said, one):
+    if not same or not _names_day(said) or is_another_patient(said, one):
         return False
-    return not _differ(said.accession_key, one.accession_key)
-
-
-def _other_patient(said: Identity, one: Identity) -> bool:
-    if MIXED in (one.patient_id_key, one.patient_issuer_key):
-        return True  # images of several patients: whoever is meant, one of them is another
-    ids = _differ(said.patient_id_key, one.patient_id_key)
-    return ids or _differ(said.patient_issuer_key, one.patient_issuer_key)
-
-
-def _differ(one: str, other: str) -> bool:
-    """Do both say something, and not the same?"""
-    return bool(one and other and one != other)
+    return not differ(said.accession_key, one.accession_key)

@@ -1,8 +1,8 @@
 """Who answers HL7 v2 over MLLP: take one message, keep it, then acknowledge it.
 
-AA means "durably mine" (file synced *and* row committed), as 0x0000 does for C-STORE. What can't
-be read is kept too, parked for a person, and answered AE: the sender's log then shows that its
-report did not get through, and sending it again makes no second row. AR is for what no further
+AA means "durably mine" (file synced *and* row committed), as 0x0000 does for C-STORE. A report
+that can't be read is kept too, parked for a person, and answered AE: the sender's log then shows
+that it did not get through, and sending it again makes no second row. AR is for what no further
 attempt can mend: another kind of message. An address that is no source's is cut off before it is
 listened to.
 """
@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from typing import Literal
 
 from dicom_node.errors import ConfigurationError, NodeError, OutOfResources, trace
+from dicom_node.reports import hl7_message, read_order, read_oru
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +31,8 @@ MAXIMUM_SIZE = 4 * 2**20
 MAXIMUM_CONNECTIONS = 20
 #: Senders keep a connection open between messages; seconds without one until it is closed.
 IDLE_SECONDS = 900.0
+
+_TAKEN = (read_oru.KIND, *read_order.KINDS)
 
 # HL7 v2.5, transport release 1: a block is <VT> message <FS><CR>; some leave the CR out.
 _BEGIN, _END = b"\x0b", b"\x1c"
@@ -145,8 +148,8 @@ class MllpListener:
 
     def _keep(self, message: bytes) -> tuple[Code, str]:
         """A border: every fault becomes an acknowledgement code."""
-        if not _is_result(_header(message)):
-            return "AR", "only ORU^R01 is taken here"
+        if hl7_message.kind(message) not in _TAKEN:
+            return "AR", f"only {', '.join(map('^'.join, _TAKEN))} are taken here"
         try:
             self._take(message)
         except OutOfResources as error:
@@ -154,7 +157,7 @@ class MllpListener:
             return "AE", "can't be kept now: send it again"
         except NodeError as error:
             logger.warning("HL7 message can't be read: %s", error)
-            return "AE", "can't be read: kept for a person to look at"
+            return "AE", "can't be read: the node's log says why"
         except Exception as error:
             logger.error("HL7 message: our bug\n%s", trace(error))
             return "AE", "internal error"
@@ -204,7 +207,7 @@ def acknowledgement(message: bytes, code: Code, text: str) -> bytes:
 
     ``text`` says what to do and nothing of the message's content.
     """
-    msh = _header(message) or [b"", b"|", b"^~\\&"]
+    msh = hl7_message.header(message) or [b"", b"|", b"^~\\&"]
 
     def sent(number: int, default: bytes = b"") -> bytes:
         return (msh[number] if number < len(msh) else b"") or default
@@ -218,22 +221,6 @@ def acknowledgement(message: bytes, code: Code, text: str) -> bytes:
     tail = (sent(11, b"P"), sent(12, b"2.5"))
     answer = (b"MSA", code.encode(), sent(10), text.encode())
     return separator.join((*head, *tail)) + b"\r" + separator.join(answer) + b"\r"
-
-
-def _header(message: bytes) -> list[bytes] | None:
-    """The fields of MSH as they were sent, [1] the separator; ``None``: it begins otherwise."""
-    segment = message.lstrip(b"\r\n").replace(b"\n", b"\r").partition(b"\r")[0]
-    if segment[:3] != b"MSH" or len(segment) < 8:
-        return None
-    separator = segment[3:4]
-    return [b"MSH", separator, *segment[4:].split(separator)]
-
-
-def _is_result(msh: list[bytes] | None) -> bool:
-    """MSH-9: unsolicited observation (HL7 v2.5 7.3.1)."""
-    if msh is None or len(msh) < 10:
-        return False
-    return msh[9].split(msh[2][:1])[:2] == [b"ORU", b"R01"]
 
 
 def _address(writer: asyncio.StreamWriter) -> str:

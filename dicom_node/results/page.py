@@ -37,7 +37,7 @@ from reportlab.platypus import (
 
 from dicom_node.results.header import Subject, code_item
 from dicom_node.results.record import DraftRecord
-from dicom_node.results.text_sr import banner, paragraphs, provenance
+from dicom_node.results.text_sr import banner, paragraphs, provenance, request
 
 TITLE = "AI DRAFT - NOT FOR DIAGNOSIS"
 CAPTION = "An image that was read, reduced. Not for diagnosis."
@@ -104,7 +104,7 @@ def _story(of: Subject) -> Iterator[Flowable]:
     record = of.record
     if record.thumbnail:
         yield _picture(base64.b64decode(record.thumbnail))
-    yield from _section("REQUEST", record.history or "")
+    yield from _section("REQUEST", "\n\n".join(request(record)))
     yield from _section("FINDINGS", record.findings)
     yield from _section("IMPRESSION", record.impression or "")
     yield Spacer(0, 10)

@@ -99,10 +99,9 @@ def _tree(of: Subject) -> Dataset:
     root = ContainerContentItem(REPORT, is_content_continuous=False, template_id="2000")
     narrative = [(FINDING, paragraph) for paragraph in paragraphs(record.findings)]
     impression = [(IMPRESSION, paragraph) for paragraph in paragraphs(record.impression or "")]
-    request = _clean(record.history or "").strip()
     sections = [
         _section(SUMMARY, [(SUMMARY, banner(record))]),
-        _section(REQUEST, [(REQUEST, request)] if request else []),
+        _section(REQUEST, [(REQUEST, text) for text in request(record)]),
         # CONTINUOUS: OHIF does not wrap a "Finding" in a SEPARATE container.
         _inferred(_section(FINDINGS, narrative, continuous=True), record),
         _section(IMPRESSIONS, impression, continuous=True),
@@ -179,6 +178,13 @@ def _reason(refusal: Refusal) -> str:
     return f"{refusal.code} ({printable(refusal.text)})"
 
 
+def request(record: DraftRecord) -> Sequence[str]:
+    """Return the indication that the model was given, and then where it was found."""
+    given = _clean(record.history or "").strip()
+    source = f"Request from: {_clean(record.history_source)}" if record.history_source else ""
+    return [text for text in (given, source) if given and text]
+
+
 def provenance(of: Subject) -> str:
     """Return who made the draft, when, with what and from which images."""
     record = of.record
@@ -194,8 +200,6 @@ def provenance(of: Subject) -> str:
     if images:
         rules = dict.fromkeys(image.rule for image in record.inputs)
         sentences.append(f"Chosen by: {', '.join(rules)}")
-    if record.history and record.history_source:
-        sentences.append(f"Request from: {record.history_source}")
     if record.labeler:
         sentences.append(f"Labels by {record.labeler.name} {record.labeler.version}")
     return _clean(". ".join([*sentences, *record.warnings]) + ".")

@@ -43,6 +43,7 @@ def upgrade() -> None:
         "delivery", sa.Column("priority", sa.Integer(), nullable=False, server_default="0")
     )
     op.create_index("ix_delivery_peer_state", "delivery", ["peer", "state"])
+    op.add_column("job", sa.Column("priority", sa.Integer(), nullable=False, server_default="0"))
     op.create_table(
         "circuit",
         *_text("peer"),
@@ -55,20 +56,26 @@ def upgrade() -> None:
     op.create_table(
         "commitment",
         *_text("transaction_uid"),
-        sa.Column("delivery_id", sa.BigInteger(), nullable=False),
+        sa.Column("delivery_id", sa.BigInteger(), nullable=True),
         *_text("peer", "sop_class_uid", "sop_instance_uid"),
         _time("requested_at", default=True),
+        _time("accepted_at"),
         _time("answered_at"),
         *_text("outcome", nullable=True),
         sa.Column("failure_reason", sa.Integer(), nullable=True),
-        sa.ForeignKeyConstraint(["delivery_id"], ["delivery.id"], name="fk_commitment_delivery_id"),
+        sa.ForeignKeyConstraint(
+            ["delivery_id"],
+            ["delivery.id"],
+            name="fk_commitment_delivery_id",
+            ondelete="CASCADE",
+        ),
         sa.PrimaryKeyConstraint("transaction_uid", name="pk_commitment"),
     )
     op.create_index("ix_commitment_delivery_id", "commitment", ["delivery_id"])
     op.create_table(
         "commitment_request",
         _id(),
-        *_text("transaction_uid", "peer"),
+        *_text("transaction_uid", "peer", "address"),
         sa.Column("references", JSONB(), nullable=False),
         _time("received_at", default=True),
         *_work(),
@@ -86,11 +93,26 @@ def upgrade() -> None:
         *_text("study_date"),
         _time("found_at", default=True),
         *_work(),
+        _time("started_at"),
+        _time("claimed_at"),
         sa.PrimaryKeyConstraint("id", name="pk_study_fetch"),
         sa.UniqueConstraint("study_instance_uid", name="uq_study_fetch_study_instance_uid"),
     )
     op.create_index("ix_study_fetch_state_due_at", "study_fetch", ["state", "due_at"])
     op.create_index("ix_study_fetch_prior_of", "study_fetch", ["prior_of"])
+    op.create_table(
+        "prior_search",
+        _id(),
+        *_text("study_instance_uid", "state"),
+        sa.Column("attempts", sa.Integer(), nullable=False, server_default="0"),
+        *_text("reason", nullable=True),
+        _time("created_at", default=True),
+        _time("due_at", default=True),
+        _time("nudged_at"),
+        sa.PrimaryKeyConstraint("id", name="pk_prior_search"),
+        sa.UniqueConstraint("study_instance_uid", name="uq_prior_search_study_instance_uid"),
+    )
+    op.create_index("ix_prior_search_state_due_at", "prior_search", ["state", "due_at"])
     op.create_table(
         "reconciled_day",
         *_text("peer", "study_date"),
@@ -117,6 +139,15 @@ def upgrade() -> None:
     op.create_index("ix_imaging_order_study_instance_uid", "imaging_order", ["study_instance_uid"])
     op.create_index("ix_imaging_order_accession_key", "imaging_order", ["accession_key"])
     op.create_table(
+        "worklist_answer",
+        *_text("peer"),
+        _time("answered_at"),
+        sa.Column("entries", sa.Integer(), nullable=False, server_default="0"),
+        _time("failed_at"),
+        *_text("fault", nullable=True),
+        sa.PrimaryKeyConstraint("peer", name="pk_worklist_answer"),
+    )
+    op.create_table(
         "audit_message",
         _id(),
         _time("at", default=True),
@@ -129,8 +160,10 @@ def downgrade() -> None:
     """Forget what was asked and answered; what was delivered stays delivered."""
     for name in (
         "audit_message",
+        "worklist_answer",
         "imaging_order",
         "reconciled_day",
+        "prior_search",
         "study_fetch",
         "commitment_request",
         "commitment",
@@ -139,3 +172,4 @@ def downgrade() -> None:
         op.drop_table(name)
     op.drop_index("ix_delivery_peer_state", "delivery")
     op.drop_column("delivery", "priority")
+    op.drop_column("job", "priority")

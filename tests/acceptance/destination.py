@@ -21,10 +21,10 @@ def destination() -> Iterator[Pacs]:
         yield made
     finally:
         made.stop()
-        _collect()
+        collect()
 
 
-def _collect() -> None:
+def collect() -> None:
     """Collect what broken associations leave, here and not in somebody else's test.
 
     pynetdicom 3.0.4 does not close a socket that the other side has reset: shutdown(2) fails first.

@@ -113,7 +113,8 @@ def wait_for(what: str, seconds: float, question: Callable[[], T | None]) -> T:
 class RunningNode:
     """The node below ``home``; it may be killed and started again."""
 
-    def __init__(self, home: Path, *, pacs_title: str, pacs_port: int) -> None:
+    def __init__(self, home: Path, *, pacs_title: str, pacs_port: int, more: str = "") -> None:
+        """``more``: more peers, as TOML."""
         self.home = home
         self.data = home / "data"
         self.file = home / "dicom-node.toml"
@@ -124,7 +125,7 @@ class RunningNode:
             pacs_title=pacs_title,
             pacs_port=pacs_port,
         )
-        self.file.write_text(text, "utf-8")
+        self.file.write_text(text + more, "utf-8")
         self.settings: Settings = config.load(self.file, {}, {})
         self._run: subprocess.Popen[bytes] | None = None
         self._database: Database | None = None
@@ -284,9 +285,11 @@ def _is_ended(found: dict[str, Any]) -> bool:
 
 
 @contextmanager
-def running(home: Path, *, pacs_title: str, pacs_port: int) -> Iterator[RunningNode]:
+def running(
+    home: Path, *, pacs_title: str, pacs_port: int, more: str = ""
+) -> Iterator[RunningNode]:
     """A healthy node; all its processes are gone afterwards."""
-    node = RunningNode(home, pacs_title=pacs_title, pacs_port=pacs_port)
+    node = RunningNode(home, pacs_title=pacs_title, pacs_port=pacs_port, more=more)
     try:
         node.start()
         node.wait_healthy()

@@ -40,6 +40,7 @@ from tests.acceptance.running_node import MODALITY, START_SECONDS, free_port, wa
 
 PACKAGES = {  # Debian's
     **dict.fromkeys(("storescu", "dcmsend", "dcmconv", "dcmdjpeg"), "dcmtk"),
+    **dict.fromkeys(("storescp", "dcmqrscp"), "dcmtk"),
     **dict.fromkeys(("gdcmscu", "gdcmconv"), "libgdcm-tools"),
     "Orthanc": "orthanc",
 }

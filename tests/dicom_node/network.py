@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -18,13 +18,14 @@ from pydicom.uid import UID, ExplicitVRLittleEndian
 from pynetdicom import AE, build_context
 from pynetdicom.association import Association
 from pynetdicom.dimse_primitives import C_STORE
-from pynetdicom.pdu_primitives import A_ASSOCIATE
+from pynetdicom.pdu_primitives import A_ASSOCIATE, SCP_SCU_RoleSelectionNegotiation
 from pynetdicom.presentation import PresentationContext
 
 from dicom_node.associations import Refused
+from dicom_node.commitments import Report, Request
 from dicom_node.config import Listener, Node, Peer, Settings
 from dicom_node.disk import Watermarks
-from dicom_node.scp import Scp
+from dicom_node.scp import Caller, Scp
 from dicom_node.storage import Kept, Storage, StoredInstance
 from dicom_node.upper_layer import Deadlines
 
@@ -32,6 +33,32 @@ DIGITAL_X_RAY = UID("1.2.840.10008.5.1.4.1.1.1.1")
 VERIFICATION = UID("1.2.840.10008.1.1")
 CONTEXT = (DIGITAL_X_RAY, ExplicitVRLittleEndian)
 SOURCE = Peer(name="modality", ae_title="MODALITY", host=("127.0.0.1",), roles=("source",))
+
+
+@dataclass
+class Commitments:
+    """What was said of storage commitment, and by whom."""
+
+    requests: list[Request] = field(default_factory=list)
+    reports: list[Report] = field(default_factory=list)
+    callers: list[Caller] = field(default_factory=list)
+    fault: Exception | None = None  #: instead of keeping it
+
+    def of(self, caller: Caller) -> Commitments:
+        self.callers.append(caller)
+        return self
+
+    def requested(self, request: Request) -> None:
+        self._fail()
+        self.requests.append(request)
+
+    def reported(self, report: Report) -> None:
+        self._fail()
+        self.reports.append(report)
+
+    def _fail(self) -> None:
+        if self.fault is not None:
+            raise self.fault
 
 
 @dataclass
@@ -44,6 +71,7 @@ class Running:
     data: Path
     registered: list[StoredInstance] = field(default_factory=list)
     refused: list[Refused] = field(default_factory=list)
+    commitments: Commitments = field(default_factory=Commitments)
 
     @property
     def port(self) -> int:
@@ -80,19 +108,21 @@ def running(
         settle()
         (register or registered.append)(instance)
 
+    commitments = Commitments()
     configured = settings(*peers, port=port, **listener)
     watermarks = Watermarks(data, configured.disk)
     scp = Scp(
         configured,
         storage,
         settle_first,
+        commitments.of,
         refused.append,
         watermarks,
         deadlines=deadlines,
     )
     scp.start()
     try:
-        yield Running(scp, storage, watermarks, data, registered, refused)
+        yield Running(scp, storage, watermarks, data, registered, refused, commitments)
     finally:
         scp.stop()
         storage.close()
@@ -104,6 +134,7 @@ def associate(
     calling: str = "MODALITY",
     called: str = "DICOMNODE",
     timeout: float = 20,
+    roles: Sequence[SCP_SCU_RoleSelectionNegotiation] = (),
 ) -> Association:
     """Ask for an association; contexts are (SOP class, transfer syntax)."""
     entity = AE(calling)
@@ -112,7 +143,7 @@ def associate(
         one if isinstance(one, PresentationContext) else build_context(*one)
         for one in contexts or (CONTEXT,)
     ]
-    return entity.associate("127.0.0.1", port, contexts=asked, ae_title=called)
+    return entity.associate("127.0.0.1", port, contexts=asked, ae_title=called, ext_neg=list(roles))
 
 
 def rejection(asked: Association) -> tuple[int, int, int] | None:
@@ -126,10 +157,14 @@ def rejection(asked: Association) -> tuple[int, int, int] | None:
 
 @contextmanager
 def association(
-    port: int, *contexts: tuple[str, str], timeout: float = 20, **names: str
+    port: int,
+    *contexts: tuple[str, str],
+    timeout: float = 20,
+    roles: Sequence[SCP_SCU_RoleSelectionNegotiation] = (),
+    **names: str,
 ) -> Iterator[Association]:
     """An accepted association, released in the end."""
-    opened = associate(port, *contexts, timeout=timeout, **names)
+    opened = associate(port, *contexts, timeout=timeout, roles=roles, **names)
     assert opened.is_established
     try:
         yield opened

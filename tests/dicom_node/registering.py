@@ -14,8 +14,9 @@ from sqlalchemy.dialects import postgresql
 
 from dicom_node import events
 from dicom_node.db import instance, job, study
+from dicom_node.identity import MIXED
 from dicom_node.storage import Identity, StoredInstance
-from dicom_node.studies import MIXED, STRUCTURED_REPORTS, Arrival
+from dicom_node.studies import STRUCTURED_REPORTS, Arrival
 
 
 def register(connection: Connection, arrivals: Sequence[Arrival]) -> tuple[int, list[int]]:

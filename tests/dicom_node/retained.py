@@ -17,7 +17,7 @@ from dicom_node.db import Database
 from dicom_node.deliveries import Delivery
 from dicom_node.disk import Watermarks
 from dicom_node.drafts import Draft
-from dicom_node.receiver import Receiver
+from dicom_node.registering import Registrar
 from dicom_node.retention import Deleted
 from dicom_node.storage import Storage, StoredInstance
 from tests.conftest import BASIC_TEXT_SR, DIGITAL_X_RAY
@@ -42,7 +42,7 @@ class Site:
     database: Database
     storage: Storage
     settings: Settings
-    receiver: Receiver
+    registrar: Registrar
 
     def write(
         self,
@@ -91,7 +91,7 @@ class Site:
 
     def register(self, stored: StoredInstance) -> None:
         """What a receiver does with an instance whose file is in its place."""
-        self.receiver.register(stored, lambda: None)
+        self.registrar.register(stored, lambda: None)
 
     def settle(self) -> None:
         """Every study that receives is quiet now."""
@@ -127,7 +127,8 @@ class Site:
             jobs.drafted(connection, held, CHOICE)
             for old in drafts.keep(connection, new):
                 deliveries.drop_unsent(connection, old, "superseded")
-            deliveries.create(connection, uid, sop_instance_uid, [PEER])
+            own = PEER.model_copy(update={"name": f"pacs of {uid}"})  # no study waits for others
+            deliveries.create(connection, uid, sop_instance_uid, [own])
         if state != "due":
             self.deliver(uid, state)
         return new
@@ -136,7 +137,7 @@ class Site:
         """What became of the deliveries of a study that are due."""
         with self.database.transaction() as connection:
             for one in self._due(connection, uid):
-                held = deliveries.claim(connection, one.id, lease=MINUTE, worker="net")
+                held = deliveries.claim(connection, one.id, at_once=9, lease=MINUTE, worker="net")
                 if held is None:
                     continue
                 if state == "delivered":
@@ -217,8 +218,7 @@ class Site:
 
     def close(self) -> None:
         """Give back what is open; it never listened."""
-        self.receiver.scp.stop()
-        self.receiver._arrivals.close()
+        self.registrar.close()
 
 
 def open_site(database: Database, data: Path, keep: Retention = KEEP) -> Site:
@@ -229,5 +229,5 @@ def open_site(database: Database, data: Path, keep: Retention = KEEP) -> Site:
         database=database,
         storage=storage,
         settings=settings,
-        receiver=Receiver(settings, database, storage, Watermarks(data, settings.disk)),
+        registrar=Registrar(settings, database, storage),
     )

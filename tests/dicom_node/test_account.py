@@ -55,6 +55,18 @@ def test_a_study_that_never_came_is_not_found(database: Database) -> None:
         account.of(connection, "1.2.3")
 
 
+def test_a_study_says_where_the_indication_was_found_and_not_what_it_is(
+    database: Database, draft_factory: DraftFactory
+) -> None:
+    source = "Modality Worklist ris > ReasonForTheRequestedProcedure"
+    given = {"history": "VERYSECRET", "history_source": source}
+    uid = draft_factory(record=given).study_instance_uid
+    found = document(database, uid)
+    assert found["indication"] == {"source": source}
+    assert "VERYSECRET" not in json.dumps(found)
+    assert document(database, draft_factory().study_instance_uid)["indication"] is None
+
+
 def test_a_study_that_just_came_has_no_choice_yet(
     database: Database, study_factory: StudyFactory
 ) -> None:

@@ -154,6 +154,37 @@ def test_a_scan_from_one_address_does_not_drive_out_the_others(database: Databas
     assert [one.address for one in kept if one.address != "10.0.0.1"] == ["10.0.0.77"]
 
 
+# -- which of them are security alerts -------------------------------------------------------------
+
+
+def alerts(database: Database, *calls: Refused) -> list[Refused]:
+    with database.transaction() as connection:
+        return associations.refused_many(connection, dict.fromkeys(calls, 1))
+
+
+def test_a_stranger_is_an_alert_and_a_busy_port_is_none(database: Database) -> None:
+    full = replace(CALL, reason=Reason.LIMIT)
+    assert alerts(database, CALL, full) == [CALL]
+    assert alerts(database) == []
+
+
+def test_of_one_address_and_reason_an_hour_has_one_alert(database: Database) -> None:
+    other_title = replace(CALL, calling_ae_title="B")
+    assert alerts(database, CALL, other_title) == [CALL]
+    assert alerts(database, CALL, other_title) == []
+    elsewhere = replace(CALL, address="10.0.0.2")
+    otherwise = replace(CALL, reason=Reason.TLS_REQUIRED)
+    assert alerts(database, CALL, elsewhere, otherwise) == [elsewhere, otherwise]
+
+
+def test_whoever_goes_on_is_an_alert_in_each_hour(database: Database) -> None:
+    assert alerts(database, CALL) == [CALL]
+    with database.transaction() as connection:
+        last = db.refused_association.c.last - timedelta(hours=1)
+        connection.execute(sa.update(db.refused_association).values(last=last))
+    assert alerts(database, CALL) == [CALL]
+
+
 # -- what comes from the network -------------------------------------------------------------------
 
 

@@ -145,6 +145,57 @@ def test_a_secret_file_that_is_not_there_is_named(tmp_path: Path) -> None:
         load(None, environ, {})
 
 
+def test_a_secret_that_is_no_text_is_named_and_not_quoted(tmp_path: Path) -> None:
+    (tmp_path / "url").write_bytes(b"geheim\xff")
+    with pytest.raises(ConfigurationError, match=r"url_file = .*: not UTF-8 text") as caught:
+        load(None, {"DICOM_NODE_DATABASE__URL_FILE": str(tmp_path / "url")}, {})
+    assert caught.value.__cause__ is caught.value.__context__ is None
+
+
+ARCHIVE = {
+    "name": "archive",
+    "protocol": "dicomweb",
+    "url": "https://archive/dicom-web",
+    "roles": ["destination"],
+}
+
+
+def test_a_peer_s_password_may_lie_in_a_file(tmp_path: Path) -> None:
+    (tmp_path / "password").write_text("geheim\n")
+    (tmp_path / "token").write_text("a.b.c\n")
+    other = {**ARCHIVE, "name": "other", "token_file": str(tmp_path / "token")}
+    login = {"username": "node", "password_file": str(tmp_path / "password")}
+    environ = {"DICOM_NODE_PEERS": json.dumps([{**ARCHIVE, **login}, other])}
+    settings = load(None, environ, {})
+    assert [(one.password, one.token) for one in settings.peers] == [("geheim", ""), ("", "a.b.c")]
+    assert load(None, environment(settings), {}) == settings
+    assert not any(secret in repr(settings) for secret in ("geheim", "a.b.c"))
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"username": "node"}, "a login is username and password, or a token alone"),
+        ({"password": "geheim"}, "a login is username and password, or a token alone"),
+        ({"username": "node", "password": "geheim", "token": "a"}, "or a token alone"),
+        ({"username": "a:b", "password": "geheim"}, r"peers\.0\.username"),
+        ({"username": "node", "password": "geheim\r\nX: y"}, r"peers\.0\.password"),
+        ({"token": "geheim \n"}, r"peers\.0\.token"),
+        (
+            {"protocol": "hl7", "host": "h", "url": "", "token": "geheim"},
+            "token: only for peers with a url",
+        ),
+    ],
+)
+def test_a_login_that_can_t_be_one_is_an_error_that_shows_no_secret(
+    change: dict[str, object], why: str
+) -> None:
+    environ = {"DICOM_NODE_PEERS": json.dumps([{**ARCHIVE, **change}])}
+    with pytest.raises(ConfigurationError, match=why) as caught:
+        load(None, environ, {})
+    assert "geheim" not in str(caught.value)
+
+
 # -- what is wrong ---------------------------------------------------------------------------------
 
 
@@ -409,8 +460,11 @@ def test_a_tls_source_without_a_tls_port_is_an_error_and_a_destination_is_none()
     caller = {**PEER, "tls": True}
     with pytest.raises(ValueError, match=r"peer pacs: tls = true needs tls\.port"):
         Settings.model_validate({"tls": TLS, "peers": [caller]})
-    called = {**caller, "roles": ["destination"]}
+    called = {**caller, "roles": ["destination"], "proof": "find"}
     assert Settings.model_validate({"tls": TLS, "peers": [called]}).peers[0].tls
+    reporting = {**called, "proof": "commitment"}  # it calls with its reports
+    with pytest.raises(ValueError, match=r"peer pacs: tls = true needs tls\.port"):
+        Settings.model_validate({"tls": TLS, "peers": [reporting]})
 
 
 @pytest.mark.parametrize("key", ["query_ae_title", "query_port", "tls"])
@@ -423,10 +477,14 @@ def test_what_only_dicom_peers_have_is_an_error_elsewhere(key: str) -> None:
 # -- back-off and the way into child processes -----------------------------------------------------
 
 
-def test_waits_double_up_to_the_longest() -> None:
+def test_waits_double_up_to_the_longest_and_half_of_each_is_chance() -> None:
     jobs = Jobs(first_retry_seconds=5, longest_retry_seconds=600)
-    waits = [jobs.back_off(attempts) for attempts in (1, 2, 3, 7, 8, 9, 10_000)]
-    assert waits == [timedelta(seconds=seconds) for seconds in (5, 10, 20, 320, 600, 600, 600)]
+    longest = {1: 5, 2: 10, 3: 20, 7: 320, 8: 600, 9: 600, 10_000: 600}
+    for attempts, seconds in longest.items():
+        waits = {jobs.back_off(attempts) for _ in range(50)}
+        assert len(waits) > 1
+        assert timedelta(seconds=seconds / 2) <= min(waits)
+        assert max(waits) <= timedelta(seconds=seconds)
 
 
 _printable = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=20)
@@ -526,12 +584,12 @@ def test_a_peer_that_nothing_is_made_for_is_an_error(peer_of: dict[str, object])
         pytest.param({"host": []}, "needs a host", id="hl7 without host"),
         pytest.param({"proof": "find"}, "HL7 has no query", id="hl7 with proof"),
         pytest.param(
-            {**EHR, "proof": "commitment"}, "FHIR has no commitment", id="fhir with commitment"
+            {**EHR, "proof": "commitment"}, "fhir has no commitment", id="fhir with commitment"
         ),
         pytest.param({**EHR, "roles": ["source"]}, "needs url", id="fhir as a source"),
         pytest.param(
             {**EHR, "protocol": "dicomweb", "proof": "commitment"},
-            "DICOMWEB has no commitment",
+            "dicomweb has no commitment",
             id="dicomweb with commitment",
         ),
         pytest.param(
@@ -557,7 +615,9 @@ def test_a_list_can_be_given_in_a_variable() -> None:
     assert load(None, environ, {}).reconciliation.modalities == ("CR",)
 
 
-@pytest.mark.parametrize("url", ["collector", "http://collector:514", "udp://collector"])
+@pytest.mark.parametrize(
+    "url", ["collector", "http://collector:514", "udp://collector", "udp://collector:65536"]
+)
 def test_an_audit_collector_needs_transport_host_and_port(url: str) -> None:
     with pytest.raises(ConfigurationError, match=r"udp://HOST:PORT or tls://HOST:PORT"):
         load(None, {"DICOM_NODE_AUDIT__URL": url}, {})
@@ -565,7 +625,25 @@ def test_an_audit_collector_needs_transport_host_and_port(url: str) -> None:
 
 @pytest.mark.parametrize("url", ["udp://collector:514", "tls://[::1]:6514"])
 def test_an_audit_collector_is_reached_by_udp_or_tls(url: str) -> None:
-    assert load(None, {"DICOM_NODE_AUDIT__URL": url}, {}).audit.url == url
+    files = {"CERTIFICATE": "a", "PRIVATE_KEY": "b", "AUTHORITIES": "c"}
+    environ = {f"DICOM_NODE_TLS__{key}": value for key, value in files.items()}
+    assert load(None, {"DICOM_NODE_AUDIT__URL": url, **environ}, {}).audit.url == url
+
+
+def test_an_audit_collector_is_reached_by_tls_with_certificates() -> None:
+    with pytest.raises(ConfigurationError, match=r"audit\.url: tls:// needs tls\.certificate"):
+        load(None, {"DICOM_NODE_AUDIT__URL": "tls://collector:6514"}, {})
+
+
+def test_what_is_forgotten_here_must_not_be_asked_for_again() -> None:
+    environ = {
+        "DICOM_NODE_RECONCILIATION__DAYS": "31",
+        "DICOM_NODE_RETENTION__METADATA_DAYS": "30",
+    }
+    with pytest.raises(ConfigurationError, match=r"reconciliation\.days = 31 must not be above"):
+        load(None, environ, {})
+    environ["DICOM_NODE_RETENTION__METADATA_DAYS"] = "0"  # for ever
+    assert load(None, environ, {}).reconciliation.days == 31
 
 
 def test_the_peers_that_are_asked_are_those_with_the_role() -> None:

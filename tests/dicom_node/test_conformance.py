@@ -15,12 +15,13 @@ from pydicom import dcmread
 from pydicom.uid import UID
 
 from dicom_node import cli, scp
+from dicom_node.commitment_information import PUSH_MODEL
 from dicom_node.config import Peer, Service, Settings, Tls
 from dicom_node.conformance import markdown, statement
 from dicom_node.conformance.created import Attribute, CreatedObject, created
 from dicom_node.conformance.samples import samples
 from dicom_node.conformance.site import SECTIONS
-from dicom_node.errors import CannotUnderstand, OutOfResources, WrongSopClass
+from dicom_node.errors import CannotUnderstand, NotAuthorised, OutOfResources, WrongSopClass
 from dicom_node.results import objects
 from tests.dicom_node.results import samples as other_samples
 from worker import records
@@ -88,18 +89,16 @@ def test_each_transfer_syntax_stands_in_our_order_of_preference(text: str) -> No
 
 def test_what_is_listed_as_stored_is_stored(text: str) -> None:
     listed = [row[1] for row in rows(text, "4.1 SOP classes") if row[2].endswith("SCP")]
-    refused = [uid for uid in listed[1:] if not scp._is_storage(UID(uid))]
+    other = {"1.2.840.10008.1.1", PUSH_MODEL}
+    refused = [uid for uid in listed if uid not in other and not scp._is_storage(UID(uid))]
     assert len(listed) > 100
     assert refused == []
 
 
 def test_each_status_that_an_error_becomes_is_listed(text: str) -> None:
     codes = {row[1] for row in rows(text, "4.5.1 C-STORE, as SCP")}
-    assert codes == {
-        "0x0000",
-        "0x0110",
-        *(f"0x{one.dimse_status:04X}" for one in (OutOfResources, WrongSopClass, CannotUnderstand)),
-    }
+    known = (OutOfResources, WrongSopClass, CannotUnderstand, NotAuthorised)
+    assert codes == {"0x0000", "0x0110", *(f"0x{one.dimse_status:04X}" for one in known)}
 
 
 @pytest.mark.parametrize(
@@ -116,6 +115,23 @@ def test_each_status_that_an_error_becomes_is_listed(text: str) -> None:
 def test_what_we_make_of_a_peers_status_is_told(text: str, status: str, behaviour: str) -> None:
     told = {row[1]: row[-1] for row in rows(text, "4.5.2 C-STORE, as SCU")}
     assert told[status].startswith(behaviour)
+
+
+@pytest.mark.parametrize(
+    ("answer", "behaviour"),
+    [
+        pytest.param("200, 202 that names the object", "Counts as stored", id="success"),
+        pytest.param("400", "Failed for good", id="bad-request"),
+        pytest.param("415", "The next form", id="not-supported"),
+        pytest.param("500 to 599", "Sent again later", id="server"),
+    ],
+)
+def test_what_we_make_of_a_dicomweb_servers_answer_is_told(
+    text: str, answer: str, behaviour: str
+) -> None:
+    told = {row[0]: row[1] for row in rows(text, "4.6.1 STOW-RS, as user agent")}
+    (found,) = [made for said, made in told.items() if said.startswith(answer)]
+    assert found.startswith(behaviour)
 
 
 def test_each_way_to_be_turned_away_is_told_with_its_codes(text: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pynetdicom import dimse_messages as messages
-from pynetdicom.dimse_primitives import C_CANCEL, C_ECHO, C_STORE
+from pynetdicom.dimse_primitives import C_CANCEL, C_ECHO, C_STORE, N_ACTION, N_EVENT_REPORT
 from pynetdicom.pdu import P_DATA_TF
 
 from dicom_node import dimse
@@ -52,8 +52,35 @@ echoes = st.builds(
 )
 
 
-def as_primitive(command: Command, *, answer: bool = False) -> C_STORE | C_ECHO:
+normalised = st.builds(
+    Command,
+    context_id=context_ids,
+    command_field=st.sampled_from([dimse.N_ACTION_RQ, dimse.N_EVENT_REPORT_RQ]),
+    message_id=numbers,
+    has_data_set=st.just(True),
+    affected_sop_class_uid=uids,
+    affected_sop_instance_uid=uids,
+    type_id=numbers,
+)
+REQUESTS = {
+    dimse.C_STORE_RQ: messages.C_STORE_RQ,
+    dimse.C_ECHO_RQ: messages.C_ECHO_RQ,
+    dimse.N_ACTION_RQ: messages.N_ACTION_RQ,
+    dimse.N_EVENT_REPORT_RQ: messages.N_EVENT_REPORT_RQ,
+}
+ANSWERS = {
+    dimse.C_STORE_RQ: messages.C_STORE_RSP,
+    dimse.C_ECHO_RQ: messages.C_ECHO_RSP,
+    dimse.N_ACTION_RQ: messages.N_ACTION_RSP,
+    dimse.N_EVENT_REPORT_RQ: messages.N_EVENT_REPORT_RSP,
+}
+Primitive = C_STORE | C_ECHO | N_ACTION | N_EVENT_REPORT
+
+
+def as_primitive(command: Command, *, answer: bool = False) -> Primitive:
     """The same in pynetdicom's words."""
+    if command.type_id is not None:
+        return as_normalised(command, answer=answer)
     primitive: C_STORE | C_ECHO = C_ECHO()
     if command.command_field == dimse.C_STORE_RQ:
         primitive = C_STORE()
@@ -61,6 +88,29 @@ def as_primitive(command: Command, *, answer: bool = False) -> C_STORE | C_ECHO:
         primitive.DataSet = None if answer else BytesIO(b"data set")
         primitive.Priority = 2
     primitive.AffectedSOPClassUID = command.affected_sop_class_uid
+    if answer:
+        primitive.MessageIDBeingRespondedTo = command.message_id
+    else:
+        primitive.MessageID = command.message_id
+    return primitive
+
+
+def as_normalised(command: Command, *, answer: bool) -> N_ACTION | N_EVENT_REPORT:
+    """What an N-ACTION-RQ calls requested, its answer calls affected."""
+    primitive: N_ACTION | N_EVENT_REPORT
+    if command.command_field == dimse.N_ACTION_RQ:
+        primitive = N_ACTION()
+        primitive.ActionTypeID = command.type_id
+        primitive.ActionInformation = None if answer else BytesIO(b"data set")
+        primitive.RequestedSOPClassUID = None if answer else command.affected_sop_class_uid
+        primitive.RequestedSOPInstanceUID = None if answer else command.affected_sop_instance_uid
+    else:
+        primitive = N_EVENT_REPORT()
+        primitive.EventTypeID = command.type_id
+        primitive.EventInformation = None if answer else BytesIO(b"data set")
+    if answer or isinstance(primitive, N_EVENT_REPORT):
+        primitive.AffectedSOPClassUID = command.affected_sop_class_uid
+        primitive.AffectedSOPInstanceUID = command.affected_sop_instance_uid
     if answer:
         primitive.MessageIDBeingRespondedTo = command.message_id
     else:
@@ -76,7 +126,7 @@ def values(message: messages.DIMSEMessage, context_id: int, size: int) -> list[b
 
 def command_set(command: Command) -> bytes:
     """The encoded command set of a request."""
-    made = {0x0001: messages.C_STORE_RQ, 0x0030: messages.C_ECHO_RQ}[command.command_field]()
+    made = REQUESTS[command.command_field]()
     made.primitive_to_message(as_primitive(command))
     sent = values(made, command.context_id, 16384)
     return b"".join(value[1:] for value in sent if value[0] & 1)
@@ -85,7 +135,7 @@ def command_set(command: Command) -> bytes:
 # -- requests --------------------------------------------------------------------------------------
 
 
-@given(command=stores | echoes)
+@given(command=stores | echoes | normalised)
 def test_what_pynetdicom_asks_is_understood(command: Command) -> None:
     assert parse_command(command.context_id, command_set(command)) == command
 
@@ -159,9 +209,12 @@ def test_what_nobody_needs_is_passed_over() -> None:
 # -- answers ---------------------------------------------------------------------------------------
 
 
-@given(command=stores | echoes, status=st.sampled_from([0, 0x0110, 0xA700, 0xA900, 0xC000]))
+@given(
+    command=stores | echoes | normalised,
+    status=st.sampled_from([0, 0x0110, 0x0115, 0xA700, 0xA900, 0xC000]),
+)
 def test_an_answer_is_byte_for_byte_pynetdicoms(command: Command, status: int) -> None:
-    made = {0x0001: messages.C_STORE_RSP, 0x0030: messages.C_ECHO_RSP}[command.command_field]()
+    made = ANSWERS[command.command_field]()
     primitive = as_primitive(command, answer=True)
     primitive.Status = status
     made.primitive_to_message(primitive)

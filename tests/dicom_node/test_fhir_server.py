@@ -2,13 +2,8 @@ from __future__ import annotations
 
 import json
 import logging
-import socket
-import threading
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -18,10 +13,11 @@ from dicom_node.errors import ConfigurationError, PeerError, PeerRefused, Unread
 from dicom_node.fhir_server import FhirServer
 from dicom_node.results import fhir
 from dicom_node.scu import Reference, Timeouts
+from tests.dicom_node.certificates import Authority
 from tests.dicom_node.results.samples import record
+from tests.dicom_node.web import WebServer, closed_port, saying, secured, serving
 
 IMPATIENT = Timeouts(connect=2, answer=0.5, network=0.4)
-PATIENCE = 10.0  #: seconds; far above the time-outs here
 DRAFT = fhir.encode(record(kind="fhir"))
 WHERE = f"/fhir/DiagnosticReport/{json.loads(DRAFT.file)['id']}"
 REFERENCE = Reference(
@@ -30,29 +26,16 @@ REFERENCE = Reference(
 
 
 @dataclass
-class Server:
-    """An HTTP server that notes what it got, and answers as a test wants."""
+class Server(WebServer):
+    """A FHIR server, as a test wants it."""
 
     status: int = 201
-    headers: dict[str, str] = field(default_factory=dict)
-    port: int = 0
-    requests: list[tuple[str, str, str, bytes]] = field(default_factory=list)
-
-    def answer(self, handler: BaseHTTPRequestHandler) -> None:
-        body = handler.rfile.read(int(handler.headers.get("Content-Length", 0)))
-        content_type = handler.headers.get("Content-Type", "")
-        self.requests.append((handler.command, handler.path, content_type, body))
-        handler.send_response(self.status)
-        for name, value in self.headers.items():
-            handler.send_header(name, value)
-        handler.end_headers()
-        handler.wfile.write(b"SECRET" * 1000)
 
     def peer(self, **changes: object) -> Peer:
         fields: dict[str, object] = {
             "name": "ehr",
             "protocol": "fhir",
-            "url": f"http://127.0.0.1:{self.port}/fhir",
+            "url": f"{self.origin}/fhir",
             "roles": ("destination",),
         }
         return Peer.model_validate(fields | changes)
@@ -61,54 +44,11 @@ class Server:
         return FhirServer(self.peer(**changes), "DICOMNODE", IMPATIENT)
 
 
-@contextmanager
-def serving() -> Iterator[Server]:
-    server = Server()
-
-    class Handler(BaseHTTPRequestHandler):
-        def answer(self) -> None:
-            with suppress(OSError):  # the client does not read what it does not need
-                server.answer(self)
-
-        do_GET = do_PUT = answer
-
-        def log_message(self, *args: object) -> None:
-            """Say nothing."""
-
-    running = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.port = running.server_address[1]
-    thread = threading.Thread(target=running.serve_forever, args=[0.01], daemon=True)
-    thread.start()
-    try:
-        yield server
-    finally:
-        running.shutdown()
-        running.server_close()
-        thread.join(PATIENCE)
-
-
 @pytest.fixture
 def server() -> Iterator[Server]:
-    with serving() as running:
+    running = Server()
+    with serving(running):
         yield running
-
-
-@contextmanager
-def saying(*parts: bytes, pause: float = 0) -> Iterator[int]:
-    """A port where somebody takes one connection and says that, whatever is asked."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-
-        def behave() -> None:
-            with suppress(OSError), listener.accept()[0] as connection:
-                connection.recv(65536)
-                for part in parts:
-                    time.sleep(pause)
-                    connection.sendall(part)
-
-        thread = threading.Thread(target=behave, daemon=True)
-        thread.start()
-        yield listener.getsockname()[1]
-        thread.join(PATIENCE)
 
 
 @pytest.fixture
@@ -160,7 +100,7 @@ def test_any_other_status_is_worth_another_try(server: Server, draft: Path, stat
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_a_draft_follows_no_redirect(server: Server, draft: Path, status: int) -> None:
-    with serving() as other:
+    with serving(other := Server()):
         server.status = status
         server.headers = {"Location": f"http://127.0.0.1:{other.port}{WHERE}"}
         with pytest.raises(PeerError, match=f"with {status}") as caught:
@@ -172,7 +112,7 @@ def test_a_draft_follows_no_redirect(server: Server, draft: Path, status: int) -
 def test_a_draft_goes_through_no_proxy_of_the_environment(
     server: Server, draft: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with serving() as proxy:
+    with serving(proxy := Server()):
         monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.port}")
         server.client().send(draft)
         assert proxy.requests == []
@@ -244,9 +184,7 @@ def test_an_answer_that_is_none_is_worth_another_try(
 
 
 def test_nobody_there_is_said_with_name_and_url(server: Server) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        port = closed.getsockname()[1]
-    url = f"http://127.0.0.1:{port}/fhir"
+    url = f"http://127.0.0.1:{closed_port()}/fhir"
     with pytest.raises(PeerError, match=rf"ehr \({url}\) refused the connection"):
         server.client(url=url).verify()
 
@@ -276,6 +214,33 @@ def test_a_url_without_a_host_or_with_a_password_is_a_wrong_setting(
     with pytest.raises(ConfigurationError, match="peer ehr: url is not of the form") as caught:
         server.client(url=url)
     assert "password" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("login", "header"),
+    [
+        ({"username": "node", "password": "geheim"}, "Basic bm9kZTpnZWhlaW0="),
+        ({"token": "a.b.c"}, "Bearer a.b.c"),
+        ({}, None),
+    ],
+    ids=["password", "token", "none"],
+)
+def test_a_login_is_shown_where_one_is_set(
+    server: Server, draft: Path, login: dict[str, str], header: str | None
+) -> None:
+    server.client(**login).send(draft)
+    assert server.heard[0]["Authorization"] == header
+
+
+def test_a_server_of_the_hospital_s_own_authority_is_trusted_where_that_is_named(
+    draft: Path, tmp_path: Path
+) -> None:
+    authority = Authority(tmp_path / "ca")
+    server = Server()
+    with serving(server, secured(authority.issue())):
+        with pytest.raises(PeerError, match="by TLS: the peer's certificate is of an authority"):
+            server.client().send(draft)
+        assert server.client(authorities=str(authority.certificate)).send(draft) == 0
 
 
 # --- what can't be sent --------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -21,9 +22,12 @@ from hypothesis.stateful import (
 )
 from sqlalchemy import Connection, func
 
-from dicom_node import db, events, jobs, nudges
+from dicom_node import db, events, jobs, nudges, orders, studies
 from dicom_node.db import Database
 from dicom_node.jobs import Job, LeaseLost
+from dicom_node.orders import Told, order_key
+from dicom_node.priorities import ROUTINE, STAT
+from dicom_node.storage import Identity
 from tests.conftest import JobFactory, StudyFactory
 from tests.dicom_node.states import (
     MINUTE,
@@ -47,6 +51,65 @@ def nudged(database: Database, every: timedelta = SOON) -> list[int]:
 def draft(database: Database, held: Job) -> None:
     with database.transaction() as connection:
         jobs.drafted(connection, held, CHOICE)
+
+
+def next_of(database: Database, job_id: int) -> Job | None:
+    with database.transaction() as connection:
+        return jobs.claim_next(connection, job_id, lease=MINUTE, worker="worker")
+
+
+def prioritised(database: Database, study_factory: StudyFactory, *priority: int) -> list[int]:
+    """A job of each priority, the oldest first."""
+    made = []
+    for one in priority:
+        uid = study_factory()
+        with database.transaction() as connection:
+            made.append(jobs.create(connection, uid, 1, "demo", one))
+    return [one for one in made if one is not None]
+
+
+# -- which one is next -----------------------------------------------------------------------------
+
+
+def test_the_urgent_job_overtakes_those_that_were_named_before(
+    database: Database, study_factory: StudyFactory
+) -> None:
+    first, second, urgent = prioritised(database, study_factory, ROUTINE, ROUTINE, STAT)
+    taken = [next_of(database, named) for named in (first, second, urgent)]
+    assert [one.id for one in taken if one] == [urgent, second, first]
+
+
+def test_of_equally_urgent_jobs_the_one_that_is_named_is_taken(
+    database: Database, study_factory: StudyFactory
+) -> None:
+    first, second = prioritised(database, study_factory, STAT, STAT)
+    taken = next_of(database, second)
+    assert taken is not None
+    assert taken.id == second
+    assert first != second
+
+
+def test_where_nothing_is_due_a_name_too_many_takes_nothing(
+    database: Database, study_factory: StudyFactory
+) -> None:
+    (only,) = prioritised(database, study_factory, STAT)
+    assert next_of(database, only) is not None
+    assert next_of(database, only) is None
+
+
+def test_a_study_is_as_urgent_as_its_order(database: Database, study_factory: StudyFactory) -> None:
+    whose = Identity(patient_id_key="p", accession_key="a")
+    stat = Told(
+        source="worklist", peer="ris", order_key=order_key("A1"), identity=whose, priority=STAT
+    )
+    with database.transaction() as connection:
+        orders.keep(connection, [stat])
+    study_factory(identity=whose)
+    study_factory(identity=replace(whose, patient_id_key="another"))
+    with database.transaction() as connection:
+        studies.settle(connection, ["demo"])
+        priority = sa.select(db.job.c.priority).order_by(db.job.c.priority)
+        assert connection.scalars(priority).all() == [ROUTINE, STAT]
 
 
 # -- creating and claiming -------------------------------------------------------------------------

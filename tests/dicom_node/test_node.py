@@ -16,12 +16,13 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import func
 
-from dicom_node import associations, db, deliveries, heartbeats, jobs, studies
+from dicom_node import associations, db, deliveries, fetches, heartbeats, jobs, studies
 from dicom_node.config import Node as NodeSettings
-from dicom_node.config import Peer, Reports, Settings, Study
+from dicom_node.config import Peer, Reconciliation, Reports, Settings, Study
 from dicom_node.db import Database
 from dicom_node.disk import Watermarks
 from dicom_node.errors import PeerError
+from dicom_node.fetches import Found
 from dicom_node.mllp import MllpPeer
 from dicom_node.node import Node, receive
 from dicom_node.receiver import Receiver
@@ -51,6 +52,7 @@ from tests.dicom_node.reports.documents import (
 from tests.dicom_node.reports.made import identity
 from tests.dicom_node.reports.test_intake import message
 from tests.dicom_node.states import claimed, expire
+from tests.dicom_node.worklists import Ris, entry
 
 MODALITY = Peer(name="modality", ae_title="MODALITY", host=("127.0.0.1",), roles=("source",))
 PACS = Peer(name="pacs", ae_title="PACS", host=("10.0.0.5",), roles=("destination",))
@@ -208,6 +210,24 @@ def test_a_broker_that_is_away_is_tried_once_a_tick(
 # -- final reports ---------------------------------------------------------------------------------
 
 
+def test_a_tick_wakes_a_worker_for_what_is_to_be_fetched(node: Node, workers: Workers) -> None:
+    found = Found(study_instance_uid="2.25.9", study_date="20260304", peer="pacs")
+    with node.database.transaction() as connection:
+        fetches.want(connection, found, fetches.MISSED)
+    node.tick()
+    assert workers.woken == [("worker.fetch", 1)]
+
+
+@pytest.mark.parametrize("wanted", [0, 2])
+def test_a_complete_study_has_its_priors_looked_for_where_the_site_wants_them(
+    node: Node, workers: Workers, stored_instance: StoredInstanceFactory, wanted: int
+) -> None:
+    settings = node.settings.model_copy(update={"reconciliation": Reconciliation(priors=wanted)})
+    arrive(node, stored_instance())
+    replace(node, settings=settings).tick()
+    assert (("worker.search_priors", 1) in workers.woken) is bool(wanted)
+
+
 def test_a_tick_takes_a_received_report_and_wakes_a_worker_for_it(
     node: Node, workers: Workers, stored_instance: StoredInstanceFactory
 ) -> None:
@@ -261,6 +281,26 @@ def test_a_served_node_takes_hl7_messages_from_its_hl7_peers_only(
                     MllpPeer(us, "US").send(file)
         assert len(reports(node)) == int(taken)
     assert refusals(node) == ["HL7"]
+
+
+def test_a_served_node_asks_its_worklist_peers(
+    database: Database, tmp_path: Path, workers: Workers, caplog: pytest.LogCaptureFixture
+) -> None:
+    ris = Ris()
+    ris.entries = [entry()]
+    node = node_of(database, tmp_path / "data", workers)
+    peers = (*node.settings.peers, ris.peer)
+    try:
+        node = replace(node, settings=node.settings.model_copy(update={"peers": peers}))
+        with serving(receiving(node), caplog):
+            wait_until(lambda: orders_of(database) == 1)
+    finally:
+        ris.server.shutdown()
+
+
+def orders_of(database: Database) -> int:
+    with database.transaction() as connection:
+        return connection.scalar(sa.select(func.count()).select_from(db.imaging_order)) or 0
 
 
 def refusals(node: Node) -> list[str]:

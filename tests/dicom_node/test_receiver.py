@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
@@ -18,14 +17,14 @@ from sqlalchemy import func
 
 from dicom_node import associations, db, receiver, studies
 from dicom_node.associations import Reason, Refused
-from dicom_node.config import Peer, Settings, Study
+from dicom_node.config import Settings
 from dicom_node.db import Database
 from dicom_node.disk import Watermarks
 from dicom_node.errors import OutOfResources
 from dicom_node.receiver import Receiver
 from dicom_node.storage import Storage
 from dicom_node.tls import Material
-from tests.conftest import Server, StoredInstanceFactory
+from tests.conftest import Server
 from tests.dicom_node.certificates import Authority
 from tests.dicom_node.network import (
     DIGITAL_X_RAY,
@@ -44,10 +43,6 @@ CALL = Refused(
     address="10.0.0.9",
     reason=Reason.UNKNOWN_TITLE,
 )
-
-
-def nothing() -> None:
-    """Settle what is settled."""
 
 
 def receiver_of(database: Database, data: Path, configured: Settings | None = None) -> Receiver:
@@ -179,38 +174,6 @@ def test_of_a_study_that_is_being_deleted_nothing_is_taken(
         with database.transaction() as connection:
             connection.execute(sa.update(db.study).values(state="deleting"))
         assert send(node.scp.port) == 0xA700
-
-
-# -- how long its study is waited for --------------------------------------------------------------
-
-
-def test_a_senders_own_quiet_time_is_used(
-    database: Database, tmp_path: Path, stored_instance: StoredInstanceFactory
-) -> None:
-    quiet = Peer(name="q", ae_title="QUIET", host=("10.0.0.1",), roles=("source",), quiet_seconds=7)
-    node = receiver_of(database, tmp_path, settings(SOURCE, quiet))
-    for title, seconds in (("QUIET", 7), ("MODALITY", 60)):
-        stored = stored_instance(calling_ae_title=title)
-        node.register(stored, nothing)
-        with database.transaction() as connection:
-            study = studies.find(connection, stored.study_instance_uid)
-        assert study is not None
-        assert study.settle_at - study.received_at == timedelta(seconds=seconds)
-    node.stop()
-
-
-def test_a_study_is_never_ready_after_it_is_complete(
-    database: Database, tmp_path: Path, stored_instance: StoredInstanceFactory
-) -> None:
-    study = Study(quiet_seconds=1, ready_seconds=30)
-    node = receiver_of(database, tmp_path, settings(SOURCE).model_copy(update={"study": study}))
-    node.register(stored_instance(), nothing)
-    with database.transaction() as connection:
-        ready, settle = connection.execute(
-            sa.select(db.study.c.ready_at, db.study.c.settle_at)
-        ).one()
-    assert ready == settle
-    node.stop()
 
 
 # -- who is refused --------------------------------------------------------------------------------

@@ -116,6 +116,11 @@ def test_a_peer_that_lacks_both_gets_both() -> None:
     assert said == ('peer ct: roles = ["source", "destination"], host = ["10.0.0.7", "10.0.0.9"]')
 
 
+def test_a_destination_that_reports_on_commitment_needs_no_other_role() -> None:
+    pacs = peer(roles=["destination"], proof="commitment", host="10.0.0.7")
+    assert fix(pacs, reason=Reason.WRONG_ADDRESS) == 'peer ct: host = ["10.0.0.7", "10.0.0.9"]'
+
+
 def test_a_source_with_another_title_at_its_own_address_gets_that_title() -> None:
     assert fix(peer(ae_title="CT")).startswith('peer ct: ae_title = "CT1"; another system')
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pydicom
 import pytest
@@ -26,6 +27,7 @@ from pynetdicom import AllStoragePresentationContexts, build_context
 from dicom_node import listener
 from dicom_node.acceptor import Request
 from dicom_node.associations import Reason, Refused
+from dicom_node.commitment_information import PUSH_MODEL
 from dicom_node.config import Peer
 from dicom_node.errors import ConfigurationError, OutOfResources
 from dicom_node.scp import TRANSFER_SYNTAXES, rejection_of
@@ -299,6 +301,23 @@ def test_a_peer_may_ask_under_the_title_it_answers_queries_with() -> None:
     pacs = SOURCE.model_copy(update={"query_ae_title": "QUERY"})
     asked = replace(REQUEST, calling_ae_title="QUERY")
     assert rejection_of(settings(pacs), asked) is None
+
+
+@pytest.mark.parametrize(("proof", "admitted"), [("commitment", True), ("find", False)])
+def test_a_destination_may_call_where_it_has_to_report(
+    proof: Literal["commitment", "find"], admitted: bool
+) -> None:
+    pacs = SOURCE.model_copy(update={"roles": ("destination",), "proof": proof})
+    assert (rejection_of(settings(pacs), REQUEST) is None) is admitted
+
+
+def test_a_full_disk_is_no_obstacle_to_a_report_on_commitment(node: Running) -> None:
+    node.watermarks.full()
+    try:
+        with association(node.port, (PUSH_MODEL, ExplicitVRLittleEndian)):
+            pass
+    finally:
+        node.watermarks.look()
 
 
 def test_a_peer_that_must_come_by_tls_is_turned_away_without() -> None:

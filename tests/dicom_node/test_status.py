@@ -12,12 +12,13 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import func
 
-from dicom_node import associations, db, deliveries, heartbeats, jobs, remedies
+from dicom_node import associations, circuits, db, deliveries, fetches, heartbeats, jobs, remedies
 from dicom_node.associations import Reason, Refused
-from dicom_node.config import Peer, Settings
+from dicom_node.config import Peer, Reconciliation, Settings
 from dicom_node.db import Database
 from dicom_node.deliveries import Delivery
 from dicom_node.drafts import Draft
+from dicom_node.fetches import Found
 from dicom_node.reports.final import Claim
 from dicom_node.status import LOW_BYTES, WORRYING_ATTEMPTS, Status, snapshot, to_json
 from tests.conftest import DraftFactory, JobFactory, StudyFactory
@@ -114,7 +115,7 @@ def held_delivery(database: Database, draft: Draft) -> Delivery:
     with database.transaction() as connection:
         deliveries.create(connection, draft.study_instance_uid, draft.sop_instance_uid, (PEER,))
         (made,) = deliveries.of_study(connection, draft.study_instance_uid)
-        held = deliveries.claim(connection, made.id, lease=MINUTE, worker="net")
+        held = deliveries.claim(connection, made.id, at_once=9, lease=MINUTE, worker="net")
     assert held is not None
     return held
 
@@ -252,6 +253,73 @@ def test_a_delivery_that_keeps_failing_is_a_problem_that_names_its_peer(
     (problem,) = snapshot(running, SETTINGS).problems
     assert problem.code == "peer"
     assert "dicom-node doctor pacs" in problem.fix
+
+
+def test_a_peer_that_is_left_alone_is_one_problem_that_says_since_when_and_why(
+    running: Database, draft_factory: DraftFactory
+) -> None:
+    held = held_delivery(running, draft_factory())
+    reason = "peer: pacs (PACS@10.0.0.5:104) can't be reached: no TCP connection"
+    with running.transaction() as connection:
+        circuits.failed(connection, "pacs", reason, open_after=1, back_off=lambda _: MINUTE)
+        deliveries.retry_later(connection, held, MINUTE, reason)
+        connection.execute(sa.update(db.delivery).values(attempts=WORRYING_ATTEMPTS))
+    found = document(snapshot(running, SETTINGS))
+    (problem,) = found["problems"]
+    assert problem["code"] == "circuit"
+    assert problem["text"].startswith("1 drafts wait for pacs, which fails since 20")
+    assert problem["text"].endswith(f"is tried now and then: {reason}")
+    assert "dicom-node doctor pacs" in problem["fix"]
+    (circuit,) = found["circuits"]
+    assert circuit["since"] < circuit["next_attempt"]
+    assert {key: circuit[key] for key in ("peer", "failures", "reason", "waiting")} == {
+        "peer": "pacs",
+        "failures": 1,
+        "reason": reason,
+        "waiting": 1,
+    }
+    with running.transaction() as connection:
+        deliveries.answered(connection, "pacs")
+    assert document(snapshot(running, SETTINGS))["circuits"] == []
+
+
+def test_a_peer_that_is_left_alone_is_no_problem_where_nothing_waits_for_it(
+    running: Database,
+) -> None:
+    with running.transaction() as connection:
+        for name in ("pacs", "removed from the configuration"):
+            circuits.failed(connection, name, "busy", open_after=1, back_off=lambda _: MINUTE)
+    found = snapshot(running, SETTINGS)
+    assert found.healthy
+    assert [one.peer for one in found.circuits] == ["pacs"]
+
+
+def test_what_is_answered_with_success_and_not_proven_raises_an_alarm_after_a_while(
+    running: Database, draft_factory: DraftFactory
+) -> None:
+    held = held_delivery(running, draft_factory())
+    with running.transaction() as connection:
+        deliveries.sent(connection, held, held.draft_uid, None)
+        deliveries.unproven(connection, held, MINUTE, "not yet proven by find")
+    assert codes(running) == []
+    with running.transaction() as connection:
+        connection.execute(sa.update(db.delivery).values(sent_at=func.now() - timedelta(hours=1)))
+    (problem,) = snapshot(running, SETTINGS).problems
+    text = "1 drafts were answered with success and are not proven at pacs"
+    assert (problem.code, problem.text) == ("unproven", text)
+    assert "dicom-node deliveries --peer pacs" in problem.fix
+
+
+def test_what_a_peer_took_and_does_not_have_stays_an_alarm_while_it_is_sent_again(
+    running: Database, draft_factory: DraftFactory
+) -> None:
+    held = held_delivery(running, draft_factory())
+    lie = "peer.unproven: the peer answered success, and does not have it (find)"
+    with running.transaction() as connection:
+        deliveries.sent(connection, held, held.draft_uid, None)
+        deliveries.missing(connection, held.id, held.draft_uid, lie, MINUTE)
+        connection.execute(sa.update(db.delivery).values(attempts=WORRYING_ATTEMPTS))
+    assert codes(running) == ["unproven"]
 
 
 def test_a_database_that_is_away_is_the_only_problem(tmp_path: Path) -> None:
@@ -401,6 +469,79 @@ def test_a_status_is_read_well_within_a_second(running: Database) -> None:
     started = time.monotonic()
     snapshot(running, SETTINGS)
     assert time.monotonic() - started < 1
+
+
+# -- worklists -------------------------------------------------------------------------------------
+
+
+def test_a_worklist_that_is_not_answered_is_a_warning_that_says_since_when(
+    running: Database,
+) -> None:
+    ris = Peer(name="ris", ae_title="RIS", host=("10.0.0.6",), roles=("worklist",))
+    settings = SETTINGS.model_copy(update={"peers": (*SETTINGS.peers, ris)})
+    now = sa.func.now()
+    with running.transaction() as connection:
+        for name in ("ris", "no longer asked"):
+            connection.execute(
+                sa.insert(db.worklist_answer).values(
+                    peer=name, answered_at=now, failed_at=now, fault="no TCP connection"
+                )
+            )
+    status = snapshot(running, settings)
+    (warning,) = [one for one in status.warnings if one.code == "worklist"]
+    assert "orders of ris are not known since 2" in warning.text
+    assert warning.text.endswith("no TCP connection")
+    assert "dicom-node doctor ris" in warning.fix
+    assert status.healthy
+    with running.transaction() as connection:
+        connection.execute(sa.update(db.worklist_answer).values(failed_at=None, fault=None))
+    assert "worklist" not in [one.code for one in snapshot(running, settings).warnings]
+
+
+# -- what peers have -------------------------------------------------------------------------------
+
+
+def test_a_study_that_does_not_come_is_a_warning_that_says_why(running: Database) -> None:
+    with running.transaction() as connection:
+        for number, state in enumerate(("failed", "due", "fetched")):
+            found = Found(study_instance_uid=f"2.25.{number}", study_date="", peer="pacs")
+            fetches.want(connection, found, fetches.MISSED)
+            connection.execute(
+                sa.update(db.fetch)
+                .where(db.fetch.c.study_instance_uid == f"2.25.{number}")
+                .values(state=state, attempts=number * 4, reason="0xA801", claimed_at=sa.func.now())
+            )
+    status = snapshot(running, SETTINGS)
+    (warning,) = [one for one in status.warnings if one.code == "fetch"]
+    assert warning.text == "2 studies do not come from pacs, 1 of them were given up: 0xA801"
+    assert "dicom-node doctor pacs" in warning.fix
+    assert status.healthy
+    assert document(status)["fetches"] == {"due": 1, "failed": 1, "fetched": 1}
+
+
+def test_a_peer_that_does_not_tell_what_it_has_is_a_warning(running: Database) -> None:
+    asked = Peer(name="archive", ae_title="ARCHIVE", host=("10.0.0.7",), roles=("query",))
+    settings = SETTINGS.model_copy(
+        update={"peers": (*SETTINGS.peers, asked), "reconciliation": Reconciliation(days=1)}
+    )
+
+    def warnings() -> list[str]:
+        found = snapshot(running, settings).warnings
+        return [one.text for one in found if one.code == "reconciliation"]
+
+    assert warnings() == ["archive has not told what it has since ever"]
+    with running.transaction() as connection:
+        connection.execute(
+            sa.insert(db.reconciled_day).values(
+                peer="archive", study_date="20260304", found=3, missing=0
+            )
+        )
+    assert warnings() == []
+    assert document(snapshot(running, settings))["reconciliation"]["archive"] is not None
+    with running.transaction() as connection:
+        old = sa.func.now() - timedelta(hours=4)
+        connection.execute(sa.update(db.reconciled_day).values(asked_at=old))
+    assert len(warnings()) == 1
 
 
 # -- final reports ---------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from dicom_node import db, events, jobs, studies
 from dicom_node.config import Settings
 from dicom_node.db import Database
 from dicom_node.errors import OutOfResources
+from dicom_node.identity import MIXED
 from dicom_node.status import snapshot
 from dicom_node.storage import Identity, StoredInstance
 from dicom_node.studies import Arrival, Study
@@ -136,7 +137,7 @@ def test_images_of_two_patients_leave_a_study_without_one(
     uid = study_factory(identity=Identity(**{name: "one"}))
     for other in ("two", "one", ""):
         study_factory(study_instance_uid=uid, identity=Identity(**{name: other}))
-        assert identity_of(database, uid) == Identity(**{name: studies.MIXED})
+        assert identity_of(database, uid) == Identity(**{name: MIXED})
 
 
 def test_the_same_image_again_tells_a_study_of_an_earlier_version(

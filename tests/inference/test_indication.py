@@ -212,3 +212,23 @@ def test_whatever_is_written_is_kept_but_for_blanks_and_control_characters(text:
     one = indication.find(ds)
     kept = [c for c in text if c.isalnum()]
     assert kept == ([c for c in one.text if c.isalnum()] if one else [])
+
+
+def test_an_orders_indication_is_cleaned_as_a_headers() -> None:
+    found = indication.of_order("Cough\r\n and\0 fever ", "HL7 ORM RIS > OBR-31")
+    assert found == indication.Indication(text="Cough and fever", source="HL7 ORM RIS > OBR-31")
+    assert indication.of_order(" - ", "HL7 ORM RIS > OBR-31") is None
+    assert len(getattr(indication.of_order("x" * 9999, ""), "text", "")) == indication.LONGEST
+
+
+@pytest.mark.parametrize("in_the_request", [True, False])
+def test_the_header_may_say_how_urgent_it_is(in_the_request: bool) -> None:
+    ds = Dataset()
+    ds.RequestAttributesSequence = [Dataset()]
+    said = ds.RequestAttributesSequence[0] if in_the_request else ds
+    said.RequestedProcedurePriority = "STAT"
+    assert indication.priority(ds) == "STAT"
+
+
+def test_a_header_that_says_nothing_of_urgency_is_not_urgent() -> None:
+    assert indication.priority(Dataset()) == ""

@@ -38,14 +38,16 @@ from dicom_node import db
 from dicom_node.upper_layer import Deadlines
 from tests.acceptance import raw
 from tests.acceptance.running_node import wait_for
+from tests.commitment_pacs import PUSH_MODEL, PUSH_MODEL_INSTANCE, action
 from tests.conftest import Server
-from tests.dicom_node.network import header
+from tests.dicom_node.network import encoded, header
 from tests.integration.adversary import (
     ABORT,
     ALLOWED,
     ASSOCIATE_AC,
     ASSOCIATE_RJ,
     COMMAND,
+    CONTEXTS,
     DIGITAL_X_RAY,
     EXPLICIT,
     GIVE_UP,
@@ -59,6 +61,7 @@ from tests.integration.adversary import (
     ROGUE,
     STORE_RSP,
     VERIFICATION,
+    WITH_DATA_SET,
     Connection,
     Service,
     associate_rq,
@@ -75,6 +78,7 @@ from tests.integration.adversary import (
     serving,
     split,
     store_rq,
+    uid,
     us,
     values,
 )
@@ -88,13 +92,19 @@ BATCH = 100
 GROWTH = 64 << 20  #: bytes of resident memory, from the first batch on
 #: PS3.7 C, PS3.4 B.2.3: success, not authorised, invalid instance, class not supported, duplicate
 #: invocation, unrecognised operation, mistyped argument, out of resources, data set does not match,
-#: can't understand. Not 0x0110: a processing failure would be a fault of ours.
+#: can't understand; of storage commitment (PS3.7 C.4, C.5) no such instance, event type, SOP class,
+#: action, invalid argument, resource limitation. Not 0x0110: a processing failure would be a fault
+#: of ours.
 CORRECT = {
     *(0x0000, 0x0124, 0x0117, 0x0122, 0x0210, 0x0211, 0x0212),
     *(0xA700, 0xA900, 0xC000),
+    *(0x0112, 0x0113, 0x0115, 0x0118, 0x0123, 0x0213),
 }
 #: Stand for UIDs of the case's own in what is drawn or recorded; of the same length.
-INSTANCE, STUDY = "2.25.1000000000", "2.25.3000000000"
+INSTANCE, STUDY, TRANSACTION = "2.25.1000000000", "2.25.3000000000", "2.25.5000000000"
+ACTION_RQ, ACTION_RSP = 0x0130, 0x8130  # PS3.7 E.1
+#: Storage commitment too.
+OPENING = associate_rq(contexts=(*CONTEXTS, (5, PUSH_MODEL, EXPLICIT)))
 TWO_GIB = (1 << 31) - 1
 ENDINGS = (*["half"] * 7, "stay", *["close"] * 2)  #: see :class:`Case`
 
@@ -132,18 +142,35 @@ class Case:
     def fresh(self) -> Self:
         """The same with UIDs of its own."""
         number = next(_numbers)
-        opening, then = (
-            part.replace(INSTANCE.encode(), f"2.25.1{number:09}".encode()).replace(
-                STUDY.encode(), f"2.25.3{number:09}".encode()
-            )
-            for part in (self.opening, self.then)
-        )
-        return type(self)(opening, then, self.ending)
+        then = self.then
+        for name in (INSTANCE, STUDY, TRANSACTION):
+            then = then.replace(name.encode(), f"{name[:6]}{number:09}".encode())
+        return type(self)(self.opening, then, self.ending)
 
 
 def good_store(fragment: int = 16000) -> list[bytes]:
     """A C-STORE-RQ as it should be."""
     return message(3, store_rq(INSTANCE), data_set(INSTANCE, STUDY), fragment)
+
+
+def action_rq() -> dict[int, bytes]:
+    """The elements of a storage commitment request."""
+    return {
+        0x0003: uid(PUSH_MODEL),
+        0x0100: us(ACTION_RQ),
+        0x0110: us(1),
+        0x0800: us(WITH_DATA_SET),
+        0x1001: uid(PUSH_MODEL_INSTANCE),
+        0x1008: us(1),
+    }
+
+
+INFORMATION = encoded(action(TRANSACTION, [(DIGITAL_X_RAY, INSTANCE)] * 2))
+
+
+def good_action(fragment: int = 16000) -> list[bytes]:
+    """A storage commitment request as it should be."""
+    return message(5, action_rq(), INFORMATION, fragment)
 
 
 #: Well-formed conversations.
@@ -152,6 +179,8 @@ GOOD = {
     "a store": Case(associate_rq(), b"".join([*good_store(), RELEASE])),
     "a store in small fragments": Case(associate_rq(), b"".join([*good_store(7), RELEASE])),
     "a store without a release": Case(associate_rq(), b"".join(good_store()), "stay"),
+    "a commitment request": Case(OPENING, b"".join([*good_action(), RELEASE])),
+    "a commitment request in small fragments": Case(OPENING, b"".join([*good_action(7), RELEASE])),
 }
 
 UNKNOWN_VR = data_set(INSTANCE, STUDY).replace(b"\x20\0LO\6\0ROGUE1", b"\x20\0XX\0\0")
@@ -196,17 +225,15 @@ requested_items = st.tuples(
     st.sampled_from((item(0x50, item(0x51, struct.pack(">I", 16384))), b"")),
 ).map(b"".join)
 any_pdu = st.builds(pdu, st.integers(0, 9) | st.integers(0, 255), noise | items, lengths)
-openings = st.one_of(
-    *[st.just(associate_rq())] * 6, st.builds(associate_rq, requested_items), any_pdu
-)
-context_ids = st.sampled_from((1, 3, 3, 3, 5, 0, 2, 255))
+openings = st.one_of(*[st.just(OPENING)] * 6, st.builds(associate_rq, requested_items), any_pdu)
+context_ids = st.sampled_from((1, 3, 3, 3, 5, 5, 7, 0, 2, 255))
 control_headers = st.sampled_from((0, 1, 2, 3)) | st.integers(0, 255)
 
 
 @st.composite
 def command_sets(draw: st.DrawFn) -> bytes:
     """Elements missing, doubled, of odd length, of another group, huge, lying or out of order."""
-    good = draw(st.sampled_from((echo_rq(), store_rq(INSTANCE))))
+    good = draw(st.sampled_from((echo_rq(), store_rq(INSTANCE), action_rq())))
     parts = [element(number, value) for number, value in good.items()]
     for _ in range(draw(st.integers(0, 3))):
         at = draw(st.integers(0, len(parts)))
@@ -222,7 +249,9 @@ command_elements = st.one_of(
     st.just(b""),
     st.builds(
         element,
-        st.sampled_from((0x0002, 0x0100, 0x0110, 0x0120, 0x0700, 0x0800, 0x0900, 0x1000)),
+        st.sampled_from(
+            (*(0x0002, 0x0100, 0x0110, 0x0120, 0x0700, 0x0800, 0x0900, 0x1000), *(0x1002, 0x1008))
+        ),
         st.one_of(noise, uids.map(str.encode), st.integers(0, 0xFFFF).map(us)),
         group=st.sampled_from((0, 0, 0, 8, 0xFFFF)),
         length=lengths,
@@ -246,6 +275,7 @@ data_elements = st.builds(
 )
 data_sets = st.one_of(
     *[st.just(data_set(INSTANCE, STUDY))] * 3,
+    st.just(INFORMATION),
     st.builds(data_set, uids, uids),
     st.lists(data_elements, max_size=6).map(
         lambda made: b"".join(made) + data_set(INSTANCE, STUDY)
@@ -272,6 +302,7 @@ def sent_messages(draw: st.DrawFn) -> list[bytes]:
 pieces = st.one_of(
     *[sent_messages()] * 3,
     *[st.just(good_store(50))] * 5,
+    st.just(good_action(50)),
     st.builds(p_data, context_ids, control_headers, noise, lengths).map(lambda one: [one]),
     any_pdu.map(lambda one: [one]),
     st.sampled_from(([RELEASE], [GIVE_UP], [associate_rq()], message(1, echo_rq()))),
@@ -524,6 +555,18 @@ def acknowledged(outcome: Outcome) -> set[str]:
     }
 
 
+def not_requested(service: Service, outcomes: Iterable[Outcome]) -> Iterator[tuple[Case, str]]:
+    """Which acknowledged storage commitment request has no row."""
+    with service.database.transaction() as connection:
+        rows = connection.scalars(sa.select(db.commitment_request.c.transaction_uid)).all()
+    for outcome in outcomes:
+        answers = [one for one in responses(outcome.received) if one.get(0x0100) == us(ACTION_RSP)]
+        sent = b"".join(data for is_command, data in messages(outcome.case.then) if not is_command)
+        taken = any(one.get(0x0900) == us(0x0000) for one in answers)
+        if taken and not any(row.encode() in sent for row in rows):
+            yield outcome.case, "a storage commitment request was acknowledged and is not here"
+
+
 def not_kept(service: Service, outcomes: Iterable[Outcome]) -> Iterator[tuple[Case, str]]:
     """Which acknowledged object is not in the table and on disk exactly."""
     claimed = {outcome: acknowledged(outcome) for outcome in outcomes}
@@ -565,6 +608,7 @@ class Judge:
             outcomes = list(pool.map(partial(converse, self.service.port), cases))
         wrong = [(one.case, fault) for one in outcomes for fault in faults(one)]
         wrong += not_kept(self.service, outcomes)
+        wrong += not_requested(self.service, outcomes)
         assert not wrong, "\n".join(f"{fault}: {case.text}" for case, fault in wrong)
         complaints = self.service.complaints()[self.complaints :]
         if complaints:
@@ -678,16 +722,26 @@ def test_a_good_store_is_acknowledged_and_kept(service: Service) -> None:
     ]
 
 
+def test_a_good_commitment_request_is_acknowledged_and_kept(service: Service) -> None:
+    case = GOOD["a commitment request"].fresh()
+    outcome = converse(service.port, case)
+    assert list(not_requested(service, [outcome])) == []
+    other = Outcome(Case(case.opening, b""), outcome.received)
+    assert len(list(not_requested(service, [other]))) == 1
+
+
 @pytest.mark.timeout(7200)
 def test_what_hypothesis_makes_up_is_answered(fuzz: Fuzz) -> None:
     counted = fuzz(made_up, 800)
     assert min(counted[end] for end in ("0x0000", "0xA900", "aborted", "rejected")) > 20
+    assert counted["0x0115"] > 0
 
 
 @pytest.mark.timeout(7200)
 def test_good_conversations_with_bytes_changed_are_answered(judge: Judge, fuzz: Fuzz) -> None:
     counted = fuzz(partial(mutations, recorded(judge.service.port)), 800)
     assert min(counted[end] for end in ("0x0000", "0xA900", "aborted", "released")) > 20
+    assert counted["0x0115"] > 5
 
 
 @pytest.mark.timeout(7200)

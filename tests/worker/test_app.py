@@ -16,7 +16,18 @@ import redis
 from dicom_node.embedded import Valkey
 from dicom_node.supervisor import Supervisor
 from tests.conftest import PATIENCE
-from worker.app import ANALYSE, DELIVER, INDEX, QUEUES, broker_check, make_app, waker
+from worker.app import (
+    ANALYSE,
+    DELIVER,
+    FETCH,
+    INDEX,
+    QUEUES,
+    REPORT_COMMITMENT,
+    SEARCH_PRIORS,
+    broker_check,
+    make_app,
+    waker,
+)
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +118,9 @@ def test_messages_are_acknowledged_after_the_work_and_never_hoarded() -> None:
 
 
 def test_every_task_has_a_queue() -> None:
-    assert {ANALYSE: "gpu", DELIVER: "net", INDEX: "gpu"} == QUEUES
+    on_gpu, on_net = {ANALYSE, INDEX}, {DELIVER, REPORT_COMMITMENT, FETCH, SEARCH_PRIORS}
+    assert {task for task, queue in QUEUES.items() if queue == "gpu"} == on_gpu
+    assert {task for task, queue in QUEUES.items() if queue == "net"} == on_net
 
 
 def test_whoever_only_nudges_does_not_load_torch() -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from datetime import timedelta
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import pydicom
 import pytest
@@ -16,14 +17,17 @@ from pydicom import Dataset
 from pydicom.dataset import FileDataset
 from pydicom.uid import JPEG2000Lossless
 
-from dicom_node import db, deliveries, drafts, retrieval
+from dicom_node import account, db, deliveries, drafts, orders, retrieval
 from dicom_node.config import Peer, Results
 from dicom_node.db import Database
 from dicom_node.drafts import Draft
 from dicom_node.errors import Unreadable
 from dicom_node.jobs import Job, LeaseLost
+from dicom_node.orders import Told
+from dicom_node.priorities import ROUTINE, STAT
 from dicom_node.results import objects, text_sr
 from dicom_node.results.record import DraftRecord
+from dicom_node.storage import Identity, identity_key
 from inference.demo.dicom import ACQUIRED
 from inference.findings import ModelFailure
 from tests.conftest import DIGITAL_X_RAY
@@ -210,6 +214,97 @@ def test_an_image_without_indication_is_read_without(
     assert "REQUEST" not in told(study)
 
 
+# -- the order -------------------------------------------------------------------------------------
+
+FROM_RIS = "Modality Worklist ris > ReasonForTheRequestedProcedure"
+
+
+def ordered(study: Study, patient: str = "SECRET-ID", **changes: Any) -> None:
+    """The RIS has an order for the study; the study says that it is SECRET-ID's."""
+    told = Told(
+        source="worklist",
+        peer="ris",
+        order_key=orders.order_key("A1"),
+        study_instance_uid=study.uid,
+        identity=Identity(patient_id_key=identity_key(patient)),
+        indication="Cough, SECRET-NAME",
+        indication_source=FROM_RIS,
+        priority=STAT,
+    )
+    with study.node.database.transaction() as connection:
+        orders.keep(connection, [replace(told, **changes)])
+        his = {"patient_id_key": identity_key("SECRET-ID")}
+        connection.execute(sa.update(db.study).values(his))
+
+
+def test_where_the_image_gives_no_reason_the_orders_is_told_with_its_source(
+    study: Study, host: ModelHost, model: RuleModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    study.receive()
+    ordered(study)
+    read(study, host)
+    assert model.told == ["Cough, SECRET-NAME"]
+    assert f"REQUEST\nCough, SECRET-NAME\nRequest from: {FROM_RIS}\n" in told(study)
+    assert account.to_json(study.account)["indication"] == {"source": FROM_RIS}
+    events = [str(one.reason) for one in study.account.events]
+    assert "SECRET" not in caplog.text + "".join(events)
+
+
+def test_the_images_own_reason_goes_before_the_orders(
+    study: Study, host: ModelHost, model: RuleModel
+) -> None:
+    study.keep(requested(study, "Fall"))
+    ordered(study)
+    read(study, host)
+    assert model.told == ["Fall"]
+    assert "Request from: RequestAttributesSequence > " in told(study)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"patient": "ANOTHER"}, id="another patient's"),
+        pytest.param({"cancelled": True}, id="cancelled"),
+        pytest.param({"indication": " . "}, id="says nothing"),
+    ],
+)
+def test_an_order_that_is_not_the_studys_is_not_told(
+    study: Study, host: ModelHost, model: RuleModel, changes: dict[str, Any]
+) -> None:
+    study.receive()
+    ordered(study, **changes)
+    read(study, host)
+    assert model.told == [None]
+    assert "REQUEST" not in told(study)
+
+
+def test_an_order_that_changes_after_the_draft_makes_no_other(
+    study: Study, host: ModelHost, model: RuleModel
+) -> None:
+    study.receive()
+    ordered(study)
+    read(study, host)
+    ordered(study, indication="Fall")
+    study.again()
+    read(study, host)
+    assert model.told == ["Cough, SECRET-NAME"]
+
+
+@pytest.mark.parametrize("said_by", ["order", "image", "nobody"])
+def test_the_draft_is_as_urgent_as_order_or_image(
+    study: Study, host: ModelHost, said_by: str
+) -> None:
+    image = phantom(1, study.uid)
+    if said_by == "image":
+        image.RequestedProcedurePriority = "STAT"
+    study.keep(image)
+    if said_by == "order":
+        ordered(study)
+    read(study, host)
+    (delivery,) = study.account.deliveries
+    assert delivery.priority == (ROUTINE if said_by == "nobody" else STAT)
+
+
 # -- which image -----------------------------------------------------------------------------------
 
 
@@ -367,7 +462,7 @@ def test_a_draft_that_is_sent_already_stays_sent_when_it_is_superseded(
     read(study, host)
     (delivery,) = study.account.deliveries
     with study.node.database.transaction() as connection:
-        held = deliveries.claim(connection, delivery.id, lease=MINUTE, worker="net")
+        held = deliveries.claim(connection, delivery.id, at_once=9, lease=MINUTE, worker="net")
         assert held is not None
         deliveries.sent(connection, held, held.draft_uid, None)
         deliveries.delivered(connection, held, "none")

@@ -11,17 +11,17 @@ from pathlib import Path
 import pytest
 
 from dicom_node import config, heartbeats
-from dicom_node.config import Model, Service
+from dicom_node.config import Delivery, Model, Service, Settings
 from dicom_node.db import Database
 from dicom_node.embedded import Valkey
 from dicom_node.supervisor import Command, Supervisor
 from tests.conftest import PATIENCE
-from tests.worker.conftest import install, open_node
+from tests.worker.conftest import ELSEWHERE, install, open_node
 from tests.worker.meeting import MeetingModel
 from tests.worker.rule_model import RuleModel
 from tests.worker.study import Study
 from tests.worker.test_pipeline import read
-from worker import process
+from worker import process, tasks
 from worker.app import ANALYSE, waker
 from worker.host import ModelHost
 
@@ -108,3 +108,10 @@ def test_a_model_is_not_reminded_of_what_other_weights_wrote(
     other.model = learning
     process.remind(other, study.node.database)
     assert learning.learnt == []
+
+
+def test_destinations_that_hang_leave_threads_for_the_others() -> None:
+    peers = [ELSEWHERE.model_copy(update={"name": str(number)}) for number in range(3)]
+    source = ELSEWHERE.model_copy(update={"name": "source", "roles": ("source",)})
+    settings = Settings(peers=(*peers, source), delivery=Delivery(at_once=5))
+    assert process._senders(settings) == 15 + tasks.OTHERS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import timedelta
 from io import BytesIO
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from dicom_node import db, status
 from dicom_node.account import Account
 from dicom_node.config import Results
 from dicom_node.db import Database
+from dicom_node.errors import PeerError
 from tests.pacs import Pacs
 from tests.worker.conftest import open_node
 from tests.worker.study import Study
@@ -226,3 +228,92 @@ def test_every_kind_that_the_site_wants_goes_to_the_peer(senders: Senders) -> No
     assert [one.state for one in outbox.account.deliveries] == ["delivered"] * len(kinds)
     classes = sorted(str(one.SOPClassUID) for one in arrived(pacs))
     assert classes == sorted(one.sop_class_uid for one in outbox.account.drafts)
+
+
+# -- the peer's circuit ----------------------------------------------------------------------------
+
+EVERYTHING = {"coded_sr": True, "pdf": True, "capture": True}
+TAKES = (*ALL, pydicom.uid.Comprehensive3DSRStorage)
+BUSY, REFUSED = 0xA700, 0xC000  # PS3.4 Table B.2-1
+
+
+def wait_is_over(outbox: Outbox) -> None:
+    with outbox.context.database.transaction() as connection:
+        connection.execute(sa.update(db.circuit).values(open_until=sa.func.now()))
+
+
+def states(outbox: Outbox) -> list[str]:
+    return [one.state for one in outbox.account.deliveries]
+
+
+def test_a_peer_that_fails_in_a_row_is_left_alone_then_tried_once_then_gets_all(
+    senders: Senders,
+) -> None:
+    pacs = Pacs(takes=TAKES)
+    pacs.answers = [BUSY] * 4
+    outbox = senders(pacs, **EVERYTHING)
+    outbox.read()
+    outbox.deliver()
+    outbox.deliver()
+    assert pacs.stores == 3
+    assert sum(one.attempts for one in outbox.account.deliveries) == 3
+    (problem,) = [one for one in outbox.said.problems if one.code == "circuit"]
+    assert problem.text.startswith("4 drafts wait for pacs, which fails since ")
+    assert "peer" not in codes(outbox.said.problems)
+    wait_is_over(outbox)
+    outbox.deliver()
+    assert pacs.stores == 4
+    wait_is_over(outbox)
+    outbox.deliver()
+    assert states(outbox) == ["delivered"] * 4
+    assert outbox.said.circuits == []
+
+
+def test_objects_that_are_refused_for_good_do_not_hold_up_the_others(senders: Senders) -> None:
+    pacs = Pacs(takes=TAKES)
+    pacs.answers = [REFUSED] * 3
+    outbox = senders(pacs, **EVERYTHING)
+    outbox.read()
+    outbox.deliver()
+    assert sorted(states(outbox)) == ["delivered", "failed", "failed", "failed"]
+    assert outbox.said.circuits == []
+
+
+def test_a_peer_that_can_not_be_asked_still_gets_what_it_takes(
+    senders: Senders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(self: object, reference: object) -> bool:
+        raise PeerError("pacs can't be reached")
+
+    monkeypatch.setattr("dicom_node.scu.DicomPeer.prove", away)
+    pacs = Pacs(takes=TAKES)
+    outbox = senders(pacs, **EVERYTHING)
+    outbox.read()
+    outbox.deliver()
+    assert (pacs.stores, states(outbox)) == (4, ["due"] * 4)
+    unproven = "the peer answered success, and can't be asked for it: pacs can't be reached"
+    assert {one.reason for one in outbox.account.deliveries} == {f"peer.unproven: {unproven}"}
+    assert outbox.said.circuits == []
+    monkeypatch.undo()
+    outbox.deliver()
+    assert (pacs.stores, states(outbox)) == (4, ["delivered"] * 4)
+
+
+def test_when_a_peer_was_away_too_long_all_that_waited_as_long_is_given_up(
+    senders: Senders,
+) -> None:
+    pacs = Pacs(takes=TAKES)
+    pacs.answers = [BUSY] * 4
+    outbox = senders(pacs, **EVERYTHING)
+    outbox.read()
+    outbox.deliver()
+    with outbox.context.database.transaction() as connection:
+        two_days = timedelta(days=2)
+        connection.execute(
+            sa.update(db.delivery).values(created_at=db.delivery.c.created_at - two_days)
+        )
+    wait_is_over(outbox)
+    outbox.deliver()
+    assert (pacs.stores, states(outbox)) == (4, ["failed"] * 4)
+    assert all("0xA700" in str(one.reason) for one in outbox.account.deliveries)
+    assert "deliveries" in codes(outbox.said.problems)

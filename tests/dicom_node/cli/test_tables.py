@@ -89,6 +89,7 @@ def test_a_fix_of_several_lines_stands_below_the_checks_as_it_is_to_be_pasted(
         [
             Check(name="disk", passed=True, text="plenty"),
             Check(name="node", passed=False, text="down", fix="start it"),
+            Check(name="to pacs", passed=False, text="it is down", tried=False),
             Check(name="caller NEW", passed=True, text="turned away", fix=lines),
         ]
     )
@@ -96,7 +97,8 @@ def test_a_fix_of_several_lines_stands_below_the_checks_as_it_is_to_be_pasted(
     rows = [row.split() for row in shown.splitlines()]
     assert rows[1] == ["disk", "ok", "plenty"]
     assert rows[2] == ["node", "FAULT", "down", "start", "it"]
-    assert rows[3] == ["caller", "NEW", "note", "turned", "away", "lines", "below"]
+    assert rows[3] == ["to", "pacs", "-", "not", "tried:", "it", "is", "down"]
+    assert rows[4] == ["caller", "NEW", "note", "turned", "away", "lines", "below"]
     assert shown.endswith(
         f"\n# caller NEW: if it may send, paste into the configuration\n{lines}\n"
     )

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from pydicom import Dataset
 from pydicom.uid import ExplicitVRLittleEndian
 
-from dicom_node import db, studies
+from dicom_node import db, orders, studies
 from dicom_node.db import Database
 from dicom_node.errors import NotFound, OutOfResources, Unreadable
 from dicom_node.reports import intake, store
@@ -276,12 +276,44 @@ def test_a_message_that_cannot_be_read_is_kept_and_parked(
     assert file.read_bytes() == broken
 
 
+def order(reason: str = "Cough") -> bytes:
+    """An ORM^O01 for the same study."""
+    segments = (
+        "MSH|^~\\&|RIS|HOSP|||20240311130000||ORM^O01|M2|P|2.3.1",
+        "PID|1||MRN0012345^^^GENHOSP^MR||Verysecret^Name",
+        "ORC|NW|P1",
+        f"OBR|1|P1|||||||||||{reason}|||||ACC1",
+        f"ZDS|{STUDY}^RIS",
+    )
+    return "\r".join([*segments, ""]).encode()
+
+
+def test_an_order_is_found_by_its_study_and_nothing_else_of_it_is_kept(
+    database: Database, storage: Storage, study_factory: StudyFactory
+) -> None:
+    assert intake.take_message(database, storage, order()) == []
+    study_factory(study_instance_uid=STUDY, identity=PATIENT)
+    with database.transaction() as connection:
+        found = orders.find(connection, STUDY)
+    assert found is not None
+    assert found.indication == "Cough"
+    assert (rows(database), files(storage)) == ([], [])
+
+
+def test_an_order_that_can_not_be_read_leaves_nothing(database: Database, storage: Storage) -> None:
+    broken = b"MSH|^~\\&|RIS||||||ORM^O01|M2|P|2.3.1\rPID|Verysecret^Name\r"
+    with pytest.raises(Unreadable):
+        intake.take_message(database, storage, broken)
+    assert (rows(database), files(storage)) == ([], [])
+
+
+@pytest.mark.parametrize("raw", [message(), order()], ids=["report", "order"])
 def test_when_the_database_is_away_the_message_was_not_taken(
-    storage: Storage, tmp_path: Path
+    storage: Storage, tmp_path: Path, raw: bytes
 ) -> None:
     away = Database(f"postgresql+psycopg://user@/name?host={tmp_path}")
     with pytest.raises(OutOfResources):
-        intake.take_message(away, storage, message())
+        intake.take_message(away, storage, raw)
 
 
 # -- looking again ---------------------------------------------------------------------------------

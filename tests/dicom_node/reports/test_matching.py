@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dicom_node.db import Database
+from dicom_node.identity import MIXED
 from dicom_node.reports import matching
 from dicom_node.reports.final import Claim
 from dicom_node.reports.matching import ANOTHERS, Candidate, Outcome, match
 from dicom_node.storage import Identity
-from dicom_node.studies import MIXED
 from tests.conftest import BASIC_TEXT_SR, StudyFactory
 from tests.dicom_node.reports.made import identity, matched
 

@@ -113,6 +113,16 @@ def test_a_message_is_taken_as_it_came_and_acknowledged() -> None:
     assert (str(msh(9)), str(msh(11)), str(msh(12))) == ("ACK^R01^ACK", "P", "2.5")
 
 
+@pytest.mark.parametrize("kind", [b"ORM^O01", b"ORM^O01^ORM_O01", b"OMG^O19", b"OMI^O23^OMI_O23"])
+def test_orders_are_taken_beside_reports(kind: bytes) -> None:
+    block = message().replace(b"ORU^R01^ORU_R01", kind)
+    with running() as node, node.connect() as connection:
+        reply = ask(connection, block)
+    assert node.taken == [block]
+    assert code(reply) == "AA"
+    assert str(reply.segment("MSH")(9)) == f"ACK^{kind.decode()[4:7]}^ACK"
+
+
 def test_a_connection_carries_many_messages() -> None:
     with running() as node, node.connect() as connection:
         ids = [
@@ -158,7 +168,7 @@ def test_the_answer_comes_after_the_message_is_kept() -> None:
     ("error", "said"),
     [
         pytest.param(OutOfResources("database: away"), "send it again", id="database"),
-        pytest.param(Unreadable("no OBR"), "kept for a person", id="unreadable"),
+        pytest.param(Unreadable("no OBR"), "can't be read", id="unreadable"),
         pytest.param(KeyError("x"), "internal error", id="bug"),
     ],
 )

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dicom_node.errors import NodeError, Unreadable
-from dicom_node.reports import read_oru
+from dicom_node.reports import hl7_message, read_oru
 from dicom_node.reports.final import FinalReport
 from dicom_node.results import text_sr
 from tests.dicom_node.results import samples
@@ -353,7 +353,7 @@ def test_a_message_without_a_control_id_is_known_by_its_bytes() -> None:
         pytest.param(message(obr()).replace(b"ORU", b"ADT"), "another type", id="ADT"),
         pytest.param(message(), "without an OBR", id="no order"),
         pytest.param(
-            message(obr(), obx("~" * (read_oru.MAX_DELIMITERS + 1))), "delimiters", id="too many"
+            message(obr(), obx("~" * (hl7_message.MAX_DELIMITERS + 1))), "delimiters", id="too many"
         ),
     ],
 )

@@ -423,8 +423,10 @@ def impression_is_only_the_model_s(of: Case) -> bool:
 
 
 def request_is_what_the_model_got(of: Case) -> bool:
-    found = [squeezed(" ".join(texts(s))) for s in sections(of) if code(s)[0] == "55115-0"]
-    return found == ([squeezed(of.record.history)] if of.record.history else [])
+    found = [[squeezed(text) for text in texts(s)] for s in sections(of) if code(s)[0] == "55115-0"]
+    given, source = of.record.history, of.record.history_source
+    told = [squeezed(given or ""), *([f"Request from: {squeezed(source)}"] if source else [])]
+    return found == ([told] if given else [])
 
 
 def private_schemes_are_declared(of: Case) -> bool:

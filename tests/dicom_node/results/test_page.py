@@ -75,14 +75,13 @@ def test_every_page_of_a_long_draft_says_so_and_no_word_is_lost() -> None:
 
 def test_a_page_says_request_findings_impression_and_origin_in_that_order() -> None:
     assert told(second_record()).endswith(
-        "REQUEST Cough and fever "
+        "REQUEST Cough and fever Request from: RequestAttributesSequence "
         "FINDINGS There is no focal consolidation. The heart is mildly enlarged. "
         "IMPRESSION Mild cardiomegaly. "
         "Generated 2024-03-11T10:20:30+01:00 by dicom-node 0.1.0. Model LLaVA-Rad 1.0+nf4; "
         "decoding=greedy; preprocess=mimic-jpg-v1; prompt=findings-v1; quantisation=nf4; "
         "weights=sha256:0123456789ab. Input image(s): 1.2.826.0.1.3680043.10.1561.5.1.1.1, "
-        "1.2.826.0.1.3680043.10.1561.5.1.2.1. Chosen by: only frontal. "
-        "Request from: RequestAttributesSequence."
+        "1.2.826.0.1.3680043.10.1561.5.1.2.1. Chosen by: only frontal."
     )
 
 

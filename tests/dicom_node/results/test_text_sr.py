@@ -400,6 +400,7 @@ def test_the_plain_text_is_what_a_radiologist_reads() -> None:
         "\n"
         "REQUEST\n"
         "Cough and fever\n"
+        "Request from: RequestAttributesSequence\n"
         "\n"
         "FINDINGS\n"
         "There is no focal consolidation.\n"
@@ -412,8 +413,7 @@ def test_the_plain_text_is_what_a_radiologist_reads() -> None:
         "Generated 2024-03-11T10:20:30+01:00 by dicom-node 0.1.0. Model LLaVA-Rad 1.0+nf4; "
         "decoding=greedy; preprocess=mimic-jpg-v1; prompt=findings-v1; quantisation=nf4; "
         "weights=sha256:0123456789ab. Input image(s): 1.2.826.0.1.3680043.10.1561.5.1.1.1, "
-        "1.2.826.0.1.3680043.10.1561.5.1.2.1. Chosen by: only frontal. "
-        "Request from: RequestAttributesSequence.\n"
+        "1.2.826.0.1.3680043.10.1561.5.1.2.1. Chosen by: only frontal.\n"
     )
 
 
