@@ -10,11 +10,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
+from typing import TypeVar
 
 import celery
 
 from dicom_node import commitments, deliveries, fetches, jobs
-from dicom_node.commitments import Held
 from dicom_node.db import Database
 from dicom_node.deliveries import Delivery
 from dicom_node.errors import NodeError, OutOfResources, PeerError, trace
@@ -27,6 +28,8 @@ from worker.host import ModelHost
 from worker.pipeline import Node
 
 logger = logging.getLogger(__name__)
+
+Held = TypeVar("Held")
 
 #: Threads of the sender for what is no delivery; what finds none free waits for its next nudge,
 #: so that sources that hang hold up no draft.
@@ -98,27 +101,46 @@ def _in_a_place(
             places.release()
 
 
+def _work_on(
+    context: Context,
+    what: str,
+    row_id: int,
+    claim: Callable[..., Held | None],
+    renew: Callable[..., bool],
+    work: Callable[[Context, Held], None],
+    **bounds: int,
+) -> bool:
+    """Take a row in hand, keep its lease and work on it; False: there was nothing to do, or no way.
+
+    What can't be written now stays as it is: the lease ends by itself and the sweep wakes it again.
+    """
+    try:
+        with context.database.transaction() as connection:
+            held = claim(connection, row_id, lease=context.lease, worker=context.name, **bounds)
+        if held is None:
+            return False
+        renewed = partial(renew, held=held, lease=context.lease)
+        with lease.kept(context.database, context.lease, renewed):
+            work(context, held)
+    except OutOfResources as error:
+        logger.warning("%s %d waits: %s", what, row_id, error)
+        return False
+    except LeaseLost as error:
+        logger.warning("%s", error)
+        return False
+    return True
+
+
 def analyse(context: Context, job_id: int) -> None:
     """Read one job's study, or a more urgent one, if nobody else has it."""
     host = context.host
     if host is None:
         raise TypeError("the queue gpu is served by a process without a model")
-    try:
-        with context.database.transaction() as connection:
-            job = jobs.claim_next(connection, job_id, lease=context.lease, worker=context.name)
-        if job is None:
-            return
-        with lease.kept(
-            context.database,
-            context.lease,
-            lambda connection: jobs.renew(connection, job, lease=context.lease),
-        ):
-            _analyse(context, host, job)
-    except OutOfResources as error:
-        # Nothing can be written now; the lease ends by itself and the sweep wakes the job again.
-        logger.warning("job %d waits: %s", job_id, error)
-    except LeaseLost as error:
-        logger.warning("%s", error)
+
+    def read(context: Context, job: Job) -> None:
+        _analyse(context, host, job)
+
+    _work_on(context, "job", job_id, jobs.claim_next, jobs.renew, read)
 
 
 def _analyse(context: Context, host: ModelHost, job: Job) -> None:
@@ -161,31 +183,14 @@ def deliver(context: Context, delivery_id: int) -> None:
     asked for, need not wait for the last of many.
     """
     until = time.monotonic() + context.node.settings.jobs.sweep_seconds
-    try:
-        while _deliver_next(context, delivery_id) and time.monotonic() < until:
-            pass
-    except OutOfResources as error:
-        logger.warning("delivery %d waits: %s", delivery_id, error)
+    while _deliver_next(context, delivery_id) and time.monotonic() < until:
+        pass
 
 
 def _deliver_next(context: Context, delivery_id: int) -> bool:
-    with context.database.transaction() as connection:
-        held = deliveries.claim(
-            connection,
-            delivery_id,
-            at_once=context.node.settings.delivery.at_once,
-            lease=context.lease,
-            worker=context.name,
-        )
-    if held is None:
-        return False
-    with lease.kept(
-        context.database,
-        context.lease,
-        lambda connection: deliveries.renew(connection, held, lease=context.lease),
-    ):
-        _deliver(context, held)
-    return True
+    at_once = context.node.settings.delivery.at_once
+    claim, renew = deliveries.claim, deliveries.renew
+    return _work_on(context, "delivery", delivery_id, claim, renew, _deliver, at_once=at_once)
 
 
 def _deliver(context: Context, held: Delivery) -> None:
@@ -222,24 +227,12 @@ def _fail_delivery(context: Context, held: Delivery, reason: str) -> None:
 
 def report_commitment(context: Context, request_id: int) -> None:
     """Tell a source what became of its storage commitment request, if nobody else does."""
-    try:
-        with context.database.transaction() as connection:
-            held = commitments.claim(
-                connection, request_id, lease=context.lease, worker=context.name
-            )
-        if held is None:
-            return
-        with lease.kept(
-            context.database,
-            context.lease,
-            lambda connection: commitments.renew(connection, held, lease=context.lease),
-        ):
-            _report_commitment(context, held)
-    except OutOfResources as error:
-        logger.warning("storage commitment request %d waits: %s", request_id, error)
+    what = "storage commitment request"
+    claim, renew = commitments.claim, commitments.renew
+    _work_on(context, what, request_id, claim, renew, _report_commitment)
 
 
-def _report_commitment(context: Context, held: Held) -> None:
+def _report_commitment(context: Context, held: commitments.Held) -> None:
     try:
         committing.report(context.node, held)
     except OutOfResources:
@@ -253,7 +246,7 @@ def _report_commitment(context: Context, held: Held) -> None:
         _fail_report(context, held, f"bug: {type(error).__name__}")
 
 
-def _not_reported(context: Context, held: Held, error: PeerError) -> None:
+def _not_reported(context: Context, held: commitments.Held, error: PeerError) -> None:
     jobs = context.node.settings.jobs
     reason = f"{error.code}: {error}"
     if not error.retry or held.age > timedelta(hours=jobs.give_up_hours):
@@ -264,7 +257,7 @@ def _not_reported(context: Context, held: Held, error: PeerError) -> None:
         commitments.retry_later(connection, held, jobs.back_off(held.attempts), reason)
 
 
-def _fail_report(context: Context, held: Held, reason: str) -> None:
+def _fail_report(context: Context, held: commitments.Held, reason: str) -> None:
     logger.error("storage commitment request %d of %s failed: %s", held.id, held.peer, reason)
     with context.database.transaction() as connection:
         commitments.fail(connection, held, reason)
@@ -273,21 +266,7 @@ def _fail_report(context: Context, held: Held, reason: str) -> None:
 def fetch(context: Context, fetch_id: int) -> None:
     """Fetch one study from its peer, if nobody else does."""
     per_hour = context.node.settings.reconciliation.studies_per_hour
-    try:
-        with context.database.transaction() as connection:
-            held = fetches.claim(
-                connection, fetch_id, lease=context.lease, worker=context.name, per_hour=per_hour
-            )
-        if held is None:
-            return
-        with lease.kept(
-            context.database,
-            context.lease,
-            lambda connection: fetches.renew(connection, held, lease=context.lease),
-        ):
-            _fetch(context, held)
-    except OutOfResources as error:
-        logger.warning("fetch %d waits: %s", fetch_id, error)
+    _work_on(context, "fetch", fetch_id, fetches.claim, fetches.renew, _fetch, per_hour=per_hour)
 
 
 def _fetch(context: Context, held: Fetch) -> None:
