@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import pytest
 import redis
 
 from dicom_node import scu
@@ -21,6 +22,8 @@ from tests.acceptance.running_node import (
     RunningNode,
     wait_for,
 )
+
+pytestmark = pytest.mark.alone
 
 STUDIES = 4
 TICK_SECONDS = 1

@@ -15,7 +15,7 @@ from tests.acceptance.running_node import MODALITY, PARTS, RunningNode
 GROWTH = 200 * 2**20  # bytes
 
 # Our own sender is warned of what it sends.
-pytestmark = pytest.mark.filterwarnings("ignore:Invalid value for VR UI")
+pytestmark = [pytest.mark.alone, pytest.mark.filterwarnings("ignore:Invalid value for VR UI")]
 
 
 @pytest.fixture(scope="module")

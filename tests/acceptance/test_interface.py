@@ -13,6 +13,8 @@ from dicom_node import scu
 from tests.acceptance import phantoms
 from tests.acceptance.running_node import MODALITY, RunningNode
 
+pytestmark = pytest.mark.alone
+
 # A list holds the shape of its items. More keys may be there than are named.
 STATUS: dict[str, Any] = {
     "version": str,

@@ -39,7 +39,7 @@ JITTER = 0.5  # seconds
 #: Seconds that the C-STORE of a study takes.
 TRANSFER = 0.1
 
-pytestmark = pytest.mark.timeout(3600)
+pytestmark = [pytest.mark.alone, pytest.mark.timeout(3600)]
 
 
 class Modality(threading.Thread):

@@ -28,6 +28,8 @@ from tests.acceptance.running_node import (
 from tests.dicom_node import worklists
 from tests.pacs import Pacs
 
+pytestmark = pytest.mark.alone
+
 REASON = "Fever and cough, verysecret"
 WORKLIST = """
 [worklist]

@@ -36,7 +36,7 @@ from tests.acceptance.running_node import (
     wait_for,
 )
 
-pytestmark = pytest.mark.timeout(1800)
+pytestmark = [pytest.mark.alone, pytest.mark.timeout(1800)]
 
 INSTANCE = 200_000  # bytes
 #: MiB; what there is, and what somebody else's file leaves of it: a little more than a node must

@@ -188,7 +188,7 @@ def test_every_draft_is_proven_once_at_each_of_three_destinations(
     reason = hospital.missing() or (None if shutil.which("dcmqrscp") else "no dcmqrscp")
     if reason:
         pytest.skip(f"no hospital: {reason}")
-    count = 500 if full else 8
+    count = 500 if full else 5
     node = RunningNode(tmp_path, pacs_title="unused", pacs_port=1)
     ours = f"{node.settings.node.ae_title}@127.0.0.1:{node.settings.node.port}"
     flapping_port = free_port()

@@ -24,6 +24,7 @@ from tests.dicom_node.certificates import Authority
 from tests.dicom_node.network import CONTEXT, association, encoded, header, send_raw
 
 pytestmark = [
+    pytest.mark.alone,
     pytest.mark.timeout(600),
     pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),
 ]

@@ -83,6 +83,8 @@ from tests.integration.adversary import (
     values,
 )
 
+pytestmark = pytest.mark.alone
+
 HOSTILE_FILES = Path(__file__).parents[2].parent / "shared" / "data" / "hostile"
 DEADLINES = Deadlines(handshake=2, associate=2, pdu=2, idle=2, close=1)
 #: Seconds until a conversation must be over, whatever was sent.

@@ -23,6 +23,8 @@ from dicom_node.errors import CannotUnderstand
 from dicom_node.filing import read_header
 from tests.dicom_node.network import CONTEXT, VERIFICATION, association, encoded, header, send_raw
 
+pytestmark = pytest.mark.alone
+
 REPOSITORY = Path(__file__).parents[2]
 HOSTILE = REPOSITORY.parent / "shared" / "data" / "hostile"
 COMPUTED_RADIOGRAPHY = "1.2.840.10008.5.1.4.1.1.1"

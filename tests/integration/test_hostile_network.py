@@ -56,6 +56,8 @@ from tests.integration.adversary import (
     store_rq,
 )
 
+pytestmark = pytest.mark.alone
+
 DEADLINES = Deadlines(handshake=3, associate=3, pdu=3, idle=6)
 LONGEST_WAIT = 1.0  #: seconds that a peer may wait for its echo
 TWO_GIB = (1 << 31) - 1

@@ -29,6 +29,8 @@ from tests.integration.adversary import (
     store_rq,
 )
 
+pytestmark = pytest.mark.alone
+
 BLOCK = 1000
 SIZE = 50_000  #: bytes of an object
 #: From the first block to the last, while the table grows to all of it.

@@ -11,12 +11,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from dicom_node.db import Database
 from dicom_node.reports import store
 from dicom_node.reports.store import Report
 from tests.conftest import PATIENCE
 from tests.dicom_node.reports.test_intake import message
 from tests.dicom_node.reports.test_mllp_listener import answer, framed
+
+pytestmark = pytest.mark.alone
 
 ROUNDS = 4
 #: Messages that one life of the listener acknowledges before it is killed.

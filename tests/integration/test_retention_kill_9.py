@@ -15,6 +15,8 @@ from dicom_node import db
 from dicom_node.db import Database
 from tests.dicom_node.retained import Site, open_site
 
+pytestmark = pytest.mark.alone
+
 AGED, FORGOTTEN, UNFINISHED = "2.25.1", "2.25.2", "2.25.3"
 
 # For each line "STEP FOLDER" a process that dies before its STEP-th commit or change of the disk.
