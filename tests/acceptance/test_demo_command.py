@@ -8,11 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
 from tests.acceptance.running_node import mentioning
-
-pytestmark = pytest.mark.alone
 
 
 def test_demo_shows_draft_search_and_status_and_leaves_no_process(

@@ -21,8 +21,6 @@ from tests.acceptance import phantoms
 from tests.acceptance.running_node import MODALITY, START_SECONDS, RunningNode, wait_for
 from tests.pacs import Pacs
 
-pytestmark = pytest.mark.alone
-
 STUDY = "2.25.4711.4"
 PATIENT = DemoPatient(patient_id="READING-ROOM-1", name="READING^ROOM")
 FINAL = "Small left pleural effusion. No pneumothorax. The heart is normal in size."
