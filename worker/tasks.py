@@ -131,6 +131,37 @@ def _work_on(
     return True
 
 
+def _at_border(
+    what: str,
+    work: Callable[[], None],
+    judge: Callable[[NodeError], None],
+    fail: Callable[[str], None],
+) -> None:
+    """Do what needs a peer; every fault becomes a state of its row.
+
+    Parameters
+    ----------
+    judge
+        Decides whether a fault that we know is tried again.
+    fail
+        Ends the row, with this reason.
+
+    Raises
+    ------
+    OutOfResources
+        Nothing can be written now.
+    """
+    try:
+        work()
+    except OutOfResources:
+        raise
+    except NodeError as error:
+        judge(error)
+    except Exception as error:  # our bug, or a foreign exception nobody mapped
+        logger.error("%s: bug\n%s", what, trace(error))
+        fail(f"bug: {type(error).__name__}")
+
+
 def analyse(context: Context, job_id: int) -> None:
     """Read one job's study, or a more urgent one, if nobody else has it."""
     host = context.host
@@ -194,22 +225,18 @@ def _deliver_next(context: Context, delivery_id: int) -> bool:
 
 
 def _deliver(context: Context, held: Delivery) -> None:
-    try:
-        sending.deliver(context.node, held)
-    except OutOfResources:
-        raise
-    except PeerError as error:
-        _peer_failed(context, held, error)
-    except NodeError as error:
-        _fail_delivery(context, held, f"{error.code}: {error}")
-    except Exception as error:  # border: our bug
-        logger.error("delivery %d: bug\n%s", held.id, trace(error))
-        _fail_delivery(context, held, f"bug: {type(error).__name__}")
+    _at_border(
+        f"delivery {held.id}",
+        partial(sending.deliver, context.node, held),
+        partial(_not_delivered, context, held),
+        partial(_fail_delivery, context, held),
+    )
 
 
-def _peer_failed(context: Context, held: Delivery, error: PeerError) -> None:
+def _not_delivered(context: Context, held: Delivery, error: NodeError) -> None:
     reason = f"{error.code}: {error}"
-    sending.judge_peer(context.node, held, error)
+    if isinstance(error, PeerError):
+        sending.judge_peer(context.node, held, error)
     if not error.retry or sending.is_overdue(context.node, held):
         _fail_delivery(context, held, reason)
         return
@@ -233,20 +260,15 @@ def report_commitment(context: Context, request_id: int) -> None:
 
 
 def _report_commitment(context: Context, held: commitments.Held) -> None:
-    try:
-        committing.report(context.node, held)
-    except OutOfResources:
-        raise
-    except PeerError as error:
-        _not_reported(context, held, error)
-    except NodeError as error:
-        _fail_report(context, held, f"{error.code}: {error}")
-    except Exception as error:  # border: our bug
-        logger.error("storage commitment request %d: bug\n%s", held.id, trace(error))
-        _fail_report(context, held, f"bug: {type(error).__name__}")
+    _at_border(
+        f"storage commitment request {held.id}",
+        partial(committing.report, context.node, held),
+        partial(_not_reported, context, held),
+        partial(_fail_report, context, held),
+    )
 
 
-def _not_reported(context: Context, held: commitments.Held, error: PeerError) -> None:
+def _not_reported(context: Context, held: commitments.Held, error: NodeError) -> None:
     jobs = context.node.settings.jobs
     reason = f"{error.code}: {error}"
     if not error.retry or held.age > timedelta(hours=jobs.give_up_hours):
@@ -273,15 +295,12 @@ def _fetch(context: Context, held: Fetch) -> None:
     if fetching.is_overdue(context.node, held.age):
         _fail_fetch(context, held, held.reason or "its worker died again and again")
         return
-    try:
-        fetching.fetch(context.node, held)
-    except OutOfResources:
-        raise
-    except NodeError as error:
-        _not_fetched(context, held, error)
-    except Exception as error:  # border: our bug
-        logger.error("fetch %d: bug\n%s", held.id, trace(error))
-        _fail_fetch(context, held, f"bug: {type(error).__name__}")
+    _at_border(
+        f"fetch {held.id}",
+        partial(fetching.fetch, context.node, held),
+        partial(_not_fetched, context, held),
+        partial(_fail_fetch, context, held),
+    )
 
 
 def _not_fetched(context: Context, held: Fetch, error: NodeError) -> None:
@@ -313,27 +332,28 @@ def search_priors(context: Context, search_id: int) -> None:
 
 
 def _search_priors(context: Context, begun: Search) -> None:
-    try:
-        fetching.search(context.node, begun)
-    except OutOfResources:
-        raise
-    except NodeError as error:
-        _not_searched(context, begun, error)
-    except Exception as error:  # border: our bug
-        logger.error("prior search %d: bug\n%s", begun.id, trace(error))
-        with context.database.transaction() as connection:
-            fetches.search_failed(connection, begun, f"bug: {type(error).__name__}")
+    _at_border(
+        f"prior search {begun.id}",
+        partial(fetching.search, context.node, begun),
+        partial(_not_searched, context, begun),
+        partial(_fail_search, context, begun),
+    )
 
 
 def _not_searched(context: Context, begun: Search, error: NodeError) -> None:
     reason = f"{error.code}: {error}"
+    if not error.retry or fetching.is_overdue(context.node, begun.age):
+        logger.warning("prior search %d: %s", begun.id, error)
+        _fail_search(context, begun, reason)
+        return
+    delay = context.node.settings.jobs.back_off(begun.attempts)
     with context.database.transaction() as connection:
-        if error.retry and not fetching.is_overdue(context.node, begun.age):
-            delay = context.node.settings.jobs.back_off(begun.attempts)
-            fetches.search_later(connection, begun, delay, reason)
-        else:
-            logger.warning("prior search %d: %s", begun.id, error)
-            fetches.search_failed(connection, begun, reason)
+        fetches.search_later(connection, begun, delay, reason)
+
+
+def _fail_search(context: Context, begun: Search, reason: str) -> None:
+    with context.database.transaction() as connection:
+        fetches.search_failed(connection, begun, reason)
 
 
 def index(context: Context, report_id: int) -> None:

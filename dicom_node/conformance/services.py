@@ -206,77 +206,101 @@ def _waits(limits: upper_layer.Deadlines | scu.Timeouts) -> list[tuple[str, str]
 
 
 def _initiation(settings: Settings, objects: Sequence[CreatedObject]) -> str:
-    jobs = settings.jobs
     return "\n\n".join(
         [
             section(3, "4.3 Association initiation policy"),
-            section(
-                4,
-                "4.3.1 Activity: send drafts",
-                "Each kind of object that is made of a draft goes to each DICOM peer with the role "
-                "`destination`, one object an association. A peer that accepts no presentation "
-                "context for it, or answers 0x0122, is offered the next form of the same draft: "
-                "the other SOP classes of an SR, then the kinds of `results.fallback`. The bytes "
-                "of an object never change, so it may be sent again, and is, until it is stored: "
-                f"the first repeat comes after {jobs.first_retry_seconds:g} s, then after twice as "
-                f"long each time up to {jobs.longest_retry_seconds:g} s (less by up to half, by "
-                f"chance), and after {jobs.give_up_hours:g} hours a person is called. A peer gets "
-                f"at most {settings.delivery.at_once} objects at a time. One that can't be "
-                "reached, rejects the association, does not answer or answers a status that may "
-                f"pass {settings.delivery.open_after} times in a row is left alone for such a "
-                "wait, then tried with one object. An object that its peer takes in Implicit VR "
-                "Little Endian only is sent so.",
-                _contexts(_created_contexts(objects), "SCU"),
-            ),
-            section(
-                4,
-                "4.3.2 Activity: prove the delivery",
-                'For a peer with `proof = "find"` the object is looked up after it was sent, in '
-                "the Study Root model at the IMAGE level, by its Study, Series and SOP Instance "
-                "UIDs alone; matching is relied on for these unique keys only. The peer may answer "
-                "under a title and port of its own (`query_ae_title`, `query_port`).",
-                commitment.asking(settings),
-                _contexts([(_FIND, _UNCOMPRESSED), (PUSH_MODEL, _UNCOMPRESSED)], "SCU"),
-            ),
-            section(
-                4,
-                "4.3.3 Activity: verify a peer",
-                "`dicom-node doctor` and `dicom-node echo` send one C-ECHO. `dicom-node doctor "
-                "PEER` also proposes every SOP class that the configuration makes the node send "
-                "or ask for; with `--store` it stores one test SR and asks for its proof. "
-                "`dicom-node send` "
-                "offers each file's own SOP class and transfer syntax.",
-                _contexts([(_VERIFICATION, _UNCOMPRESSED)], "SCU"),
-            ),
-            section(
-                4,
-                "4.3.4 Activity: ask what is planned",
-                "Each peer with the role `worklist` is asked every "
-                f"{settings.worklist.every_seconds:g} s, over one association, for each of "
-                f"{', '.join(settings.worklist.modalities)}: matching keys are Modality and "
-                "Scheduled Procedure Step Start Date (yesterday to tomorrow), and returned are "
-                f"{', '.join(f'`{key}`' for key in worklist.ASKED)} and "
-                "`IssuerOfAccessionNumberSequence`. Of patient and accession number digests are "
-                "kept. A study is given an order by Study Instance UID or accession number where "
-                "the Patient IDs are the same. 0xFF00 and 0xFF01 go on; after any failure, or more "
-                f"than {worklist.MAXIMUM} answers, what was known stands and `dicom-node status` "
-                "warns.",
-                _contexts([(_WORKLIST_FIND, _UNCOMPRESSED)], "SCU"),
-            ),
-            section(
-                4,
-                "4.3.5 Activity: report on storage commitment",
-                commitment.reporting(settings),
-                _contexts([(PUSH_MODEL, _UNCOMPRESSED)], "SCP"),
-            ),
-            section(
-                4,
-                "4.3.6 Activity: find and fetch studies",
-                query.finding(settings),
-                query.retrieving(),
-                _contexts([(uid, _UNCOMPRESSED) for uid in (_FIND, MOVE, GET)], "SCU"),
-            ),
+            _sending(settings, objects),
+            _proving(settings),
+            _verifying(),
+            _asking_what_is_planned(settings),
+            _reporting(settings),
+            _fetching(settings),
         ]
+    )
+
+
+def _sending(settings: Settings, objects: Sequence[CreatedObject]) -> str:
+    jobs = settings.jobs
+    return section(
+        4,
+        "4.3.1 Activity: send drafts",
+        "Each kind of object that is made of a draft goes to each DICOM peer with the role "
+        "`destination`, one object an association. A peer that accepts no presentation "
+        "context for it, or answers 0x0122, is offered the next form of the same draft: "
+        "the other SOP classes of an SR, then the kinds of `results.fallback`. The bytes "
+        "of an object never change, so it may be sent again, and is, until it is stored: "
+        f"the first repeat comes after {jobs.first_retry_seconds:g} s, then after twice as "
+        f"long each time up to {jobs.longest_retry_seconds:g} s (less by up to half, by "
+        f"chance), and after {jobs.give_up_hours:g} hours a person is called. A peer gets "
+        f"at most {settings.delivery.at_once} objects at a time. One that can't be "
+        "reached, rejects the association, does not answer or answers a status that may "
+        f"pass {settings.delivery.open_after} times in a row is left alone for such a "
+        "wait, then tried with one object. An object that its peer takes in Implicit VR "
+        "Little Endian only is sent so.",
+        _contexts(_created_contexts(objects), "SCU"),
+    )
+
+
+def _proving(settings: Settings) -> str:
+    return section(
+        4,
+        "4.3.2 Activity: prove the delivery",
+        'For a peer with `proof = "find"` the object is looked up after it was sent, in '
+        "the Study Root model at the IMAGE level, by its Study, Series and SOP Instance "
+        "UIDs alone; matching is relied on for these unique keys only. The peer may answer "
+        "under a title and port of its own (`query_ae_title`, `query_port`).",
+        commitment.asking(settings),
+        _contexts([(_FIND, _UNCOMPRESSED), (PUSH_MODEL, _UNCOMPRESSED)], "SCU"),
+    )
+
+
+def _verifying() -> str:
+    return section(
+        4,
+        "4.3.3 Activity: verify a peer",
+        "`dicom-node doctor` and `dicom-node echo` send one C-ECHO. `dicom-node doctor "
+        "PEER` also proposes every SOP class that the configuration makes the node send "
+        "or ask for; with `--store` it stores one test SR and asks for its proof. "
+        "`dicom-node send` "
+        "offers each file's own SOP class and transfer syntax.",
+        _contexts([(_VERIFICATION, _UNCOMPRESSED)], "SCU"),
+    )
+
+
+def _asking_what_is_planned(settings: Settings) -> str:
+    return section(
+        4,
+        "4.3.4 Activity: ask what is planned",
+        "Each peer with the role `worklist` is asked every "
+        f"{settings.worklist.every_seconds:g} s, over one association, for each of "
+        f"{', '.join(settings.worklist.modalities)}: matching keys are Modality and "
+        "Scheduled Procedure Step Start Date (yesterday to tomorrow), and returned are "
+        f"{', '.join(f'`{key}`' for key in worklist.ASKED)} and "
+        "`IssuerOfAccessionNumberSequence`. Of patient and accession number digests are "
+        "kept. A study is given an order by Study Instance UID or accession number where "
+        "the Patient IDs are the same. 0xFF00 and 0xFF01 go on; after any failure, or more "
+        f"than {worklist.MAXIMUM} answers, what was known stands and `dicom-node status` "
+        "warns.",
+        _contexts([(_WORKLIST_FIND, _UNCOMPRESSED)], "SCU"),
+    )
+
+
+def _reporting(settings: Settings) -> str:
+    return section(
+        4,
+        "4.3.5 Activity: report on storage commitment",
+        commitment.reporting(settings),
+        _contexts([(PUSH_MODEL, _UNCOMPRESSED)], "SCP"),
+    )
+
+
+def _fetching(settings: Settings) -> str:
+    return section(
+        4,
+        "4.3.6 Activity: find and fetch studies",
+        query.finding(settings),
+        query.retrieving(),
+        _contexts([(uid, _UNCOMPRESSED) for uid in (_FIND, MOVE, GET)], "SCU"),
     )
 
 

@@ -26,6 +26,7 @@ from pynetdicom.pdu_primitives import (
     MaximumLengthNotification,
 )
 
+from dicom_node.malformed import MALFORMED
 from dicom_node.storage import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from dicom_node.upper_layer import PduType
 
@@ -149,7 +150,7 @@ def _accepted(body: bytes, header: bytes, proposals: Sequence[tuple[str, str]]) 
     try:
         pdu.decode(header + body)
         results = pdu.to_primitive().presentation_context_definition_results_list
-    except Exception:  # foreign code, and bytes that may be anything
+    except (*MALFORMED, AssertionError):  # pynetdicom asserts what it decodes
         return Answer(kind=Kind.FOREIGN)
     codes = {one.context_id: one.result for one in results}
     accepted: dict[str, list[str]] = defaultdict(list)
