@@ -6,12 +6,17 @@ import socket
 from collections.abc import Callable
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydicom.uid import (
     BasicTextSRStorage,
     EnhancedSRStorage,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
 )
+from pynetdicom import build_context
+from pynetdicom.pdu import A_ASSOCIATE_AC
+from pynetdicom.pdu_primitives import A_ASSOCIATE, MaximumLengthNotification
 
 from dicom_node.doctor import negotiation
 from dicom_node.doctor.negotiation import Answer, Kind
@@ -89,3 +94,48 @@ def test_each_transfer_syntax_is_answered_for_each_class() -> None:
 
 def test_a_class_in_both_syntaxes_has_both(peer_scp: Pacs) -> None:
     assert asked(peer_scp.port).accepted == {BasicTextSRStorage: (EXPLICIT, IMPLICIT)}
+
+
+def accepting() -> bytes:
+    """An A-ASSOCIATE-AC as pynetdicom writes it (PS3.8 9.3.3)."""
+    accepted = build_context(BasicTextSRStorage, ExplicitVRLittleEndian)
+    accepted.context_id, accepted.result = 1, 0
+    length = MaximumLengthNotification()
+    length.maximum_length_received = 16384
+    primitive = A_ASSOCIATE()
+    primitive.application_context_name = "1.2.840.10008.3.1.1.1"
+    primitive.calling_ae_title, primitive.called_ae_title = "NODE", "PACS"
+    primitive.presentation_context_definition_results_list = [accepted]
+    primitive.user_information = [length]
+    primitive.result, primitive.result_source = 0, 1
+    pdu = A_ASSOCIATE_AC()
+    pdu.from_primitive(primitive)
+    encoded: bytes = pdu.encode()
+    return encoded
+
+
+WHOLE = accepting()
+HEADER = 6  # bytes: type and length (PS3.8 9.3.1)
+
+
+def read(answer: bytes) -> Answer:
+    return negotiation._accepted(answer[HEADER:], answer[:HEADER], [(BasicTextSRStorage, EXPLICIT)])
+
+
+def test_an_acceptance_is_read() -> None:
+    assert read(WHOLE).accepted == {BasicTextSRStorage: (EXPLICIT,)}
+
+
+@pytest.mark.filterwarnings("ignore:Invalid value for VR UI")  # a bent UID, told by pydicom
+@given(
+    st.lists(st.tuples(st.integers(HEADER, len(WHOLE) - 1), st.integers(0, 255)), min_size=1),
+    st.integers(0, len(WHOLE)),
+)
+def test_an_acceptance_that_is_bent_anywhere_is_an_answer_and_no_bug(
+    changes: list[tuple[int, int]], cut: int
+) -> None:
+    bent = bytearray(WHOLE)
+    for place, value in changes:
+        bent[place] = value
+    for answer in (bytes(bent), bytes(bent[:cut])):
+        assert read(answer).kind in (Kind.ACCEPTED, Kind.FOREIGN)
