@@ -17,7 +17,8 @@ import pytest
 
 from dicom_node.config import Peer
 from dicom_node.supervisor import dies_with_us
-from tests.acceptance.running_node import START_SECONDS, free_port, wait_for
+from tests.acceptance.running_node import START_SECONDS, wait_for
+from tests.ports import free_port
 
 _PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
 _SECONDS = 60  # for one answer

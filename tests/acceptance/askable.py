@@ -78,6 +78,7 @@ class Askable:
             )
         deadline = time.monotonic() + START_SECONDS
         while not _listens(self.port):
+            assert self._process.poll() is None, f"{self._kind} ended, see {self._folder}"
             assert time.monotonic() < deadline, f"{self._kind} does not listen, see {self._folder}"
             time.sleep(0.1)
 

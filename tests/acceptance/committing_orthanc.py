@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from dicom_node.supervisor import dies_with_us
-from tests.acceptance.running_node import START_SECONDS, free_port, wait_for
+from tests.acceptance.running_node import START_SECONDS, wait_for
+from tests.ports import free_port
 
 _SECONDS = 60  # for one answer
 _MODALITY = "node"  # what it calls the node

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from dicom_node.supervisor import dies_with_us
-from tests.acceptance.running_node import START_SECONDS, free_port, wait_for
+from tests.acceptance.running_node import START_SECONDS, wait_for
+from tests.ports import free_port
 
 _PACKAGES = {"storescp": "dcmtk", "dcmqrscp": "dcmtk", "Orthanc": "orthanc"}
 

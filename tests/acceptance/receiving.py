@@ -29,8 +29,9 @@ from dicom_node.db import Database
 from dicom_node.errors import PeerError
 from dicom_node.supervisor import dies_with_us
 from tests.acceptance import phantoms
-from tests.acceptance.running_node import MODALITY, START_SECONDS, free_port, wait_for
+from tests.acceptance.running_node import MODALITY, START_SECONDS, wait_for
 from tests.dicom_node.network import DIGITAL_X_RAY, associate, encoded, header, rejection, send_raw
+from tests.ports import free_port
 
 SENDERS = 4
 #: Seconds that a sender waits for an answer; far more than modalities do.

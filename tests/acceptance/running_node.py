@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ from dicom_node.config import Peer, Settings
 from dicom_node.db import Database
 from dicom_node.errors import NotFound, OutOfResources
 from dicom_node.supervisor import dies_with_us
+from tests.ports import free_port
 
 MODALITY = "MODALITY"
 SWEEP_SECONDS = 3
@@ -86,14 +86,6 @@ port = {{pacs_port}}
 roles = ["source", "destination"]
 proof = "find"
 """
-
-
-def free_port() -> int:
-    """A port nobody listens on just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 def wait_for(what: str, seconds: float, question: Callable[[], T | None]) -> T:

@@ -36,7 +36,8 @@ from pydicom.uid import (
 )
 
 from dicom_node.config import Peer
-from tests.acceptance.running_node import MODALITY, START_SECONDS, free_port, wait_for
+from tests.acceptance.running_node import MODALITY, START_SECONDS, wait_for
+from tests.ports import free_port
 
 PACKAGES = {  # Debian's
     **dict.fromkeys(("storescu", "dcmsend", "dcmconv", "dcmdjpeg"), "dcmtk"),

@@ -16,10 +16,11 @@ from dicom_node.db import Database
 from dicom_node.priorities import STAT
 from dicom_node.scu import Timeouts
 from tests.acceptance.outbox import Outbox, dcmqrscp, hanging, held, peer, storescp
-from tests.acceptance.running_node import free_port, wait_for
+from tests.acceptance.running_node import wait_for
 from tests.acceptance.senders import require
 from tests.conftest import PATIENCE, DraftFactory
 from tests.pacs import Pacs
+from tests.ports import free_port
 from worker import sending
 
 Say = Callable[[str], None]

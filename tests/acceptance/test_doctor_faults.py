@@ -35,10 +35,11 @@ from dicom_node.supervisor import dies_with_us
 from tests.acceptance import others
 from tests.acceptance.archive import LOGIN, Archive
 from tests.acceptance.others import dcmqrscp, orthanc, storescp
-from tests.acceptance.running_node import START_SECONDS, free_port, wait_for
+from tests.acceptance.running_node import START_SECONDS, wait_for
 from tests.conftest import Server
 from tests.dicom_node.certificates import Authority, Certificate
 from tests.dicom_node.network import header
+from tests.ports import free_port
 from worker import records
 
 VERIFICATION = "1.2.840.10008.1.1"

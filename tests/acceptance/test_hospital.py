@@ -13,7 +13,8 @@ from pydicom.uid import generate_uid
 
 from tests.acceptance import hospital, raw
 from tests.acceptance.hospital import AE_TITLE, Hospital
-from tests.acceptance.running_node import MODALITY, RunningNode, free_port, running
+from tests.acceptance.running_node import MODALITY, RunningNode, running
+from tests.ports import free_port
 
 #: Real chest X-rays; ``None``: a frontal that its header calls one, so it gets a draft. The others
 #: are refused by the rules of pixel-pipeline.md 2: the NIH objects say nothing of the view.

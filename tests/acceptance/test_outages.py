@@ -32,9 +32,9 @@ from tests.acceptance.running_node import (
     PARTS,
     START_SECONDS,
     RunningNode,
-    free_port,
     wait_for,
 )
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.alone, pytest.mark.timeout(1800)]
 

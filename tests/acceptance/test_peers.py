@@ -17,7 +17,8 @@ from dicom_node import scu
 from dicom_node.config import Peer
 from dicom_node.errors import PeerError
 from dicom_node.supervisor import dies_with_us
-from tests.acceptance.running_node import START_SECONDS, free_port, wait_for
+from tests.acceptance.running_node import START_SECONDS, wait_for
+from tests.ports import free_port
 
 VERIFICATION = "1.2.840.10008.1.1"
 

@@ -23,7 +23,8 @@ from dicom_node import config, db, scu
 from tests.acceptance import hospital, phantoms
 from tests.acceptance.archive import Archive
 from tests.acceptance.hospital import Hospital
-from tests.acceptance.running_node import MODALITY, RunningNode, free_port, wait_for
+from tests.acceptance.running_node import MODALITY, RunningNode, wait_for
+from tests.ports import free_port
 
 #: Seconds that the flapping PACS is there, and away.
 UP, DOWN = (1.0, 6.0), (1.0, 5.0)

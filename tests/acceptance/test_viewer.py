@@ -30,7 +30,7 @@ from inference import pixels
 from inference.findings import Algorithm
 from tests.acceptance import hospital
 from tests.acceptance.hospital import Hospital
-from tests.acceptance.running_node import free_port
+from tests.ports import free_port
 from worker import records
 
 pytestmark = pytest.mark.slow

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -53,6 +52,7 @@ from tests.dicom_node.reports.made import identity
 from tests.dicom_node.reports.test_intake import message
 from tests.dicom_node.states import claimed, expire
 from tests.dicom_node.worklists import Ris, entry
+from tests.ports import free_port
 
 MODALITY = Peer(name="modality", ae_title="MODALITY", host=("127.0.0.1",), roles=("source",))
 PACS = Peer(name="pacs", ae_title="PACS", host=("10.0.0.5",), roles=("destination",))
@@ -332,13 +332,6 @@ def in_thread(
             stop.set()
             thread.join(PATIENCE)
     assert not thread.is_alive()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 # -- serving ---------------------------------------------------------------------------------------

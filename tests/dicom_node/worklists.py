@@ -22,7 +22,8 @@ from pynetdicom import AE, evt
 
 from dicom_node.config import Peer
 from dicom_node.supervisor import dies_with_us
-from tests.acceptance.running_node import START_SECONDS, free_port, wait_for
+from tests.acceptance.running_node import START_SECONDS, wait_for
+from tests.ports import free_port
 
 TITLE = "RIS"
 FIND = "1.2.840.10008.5.1.4.31"

@@ -33,7 +33,8 @@ from dicom_node.node import Node
 from dicom_node.receiver import Receiver
 from dicom_node.storage import Storage
 from dicom_node.upper_layer import Deadlines
-from tests.acceptance.running_node import START_SECONDS, STOP_SECONDS, free_port, wait_for
+from tests.acceptance.running_node import START_SECONDS, STOP_SECONDS, wait_for
+from tests.ports import free_port
 
 REPOSITORY = Path(__file__).parents[2]
 PATIENCE = 20.0  #: seconds beyond a deadline; only a fault reaches them

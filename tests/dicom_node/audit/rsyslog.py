@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.dicom_node.certificates import Authority
+from tests.ports import free_port
 
 _START_SECONDS = 60.0
 
@@ -42,9 +43,7 @@ class Rsyslog:
         if not shutil.which("rsyslogd") or not list(Path("/usr/lib").rglob("lmnsd_gtls.so")):
             say = pytest.fail if os.environ.get("CI") else pytest.skip
             say("rsyslog and rsyslog-gnutls are not installed")
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
+        self.port = free_port()
         self._folder = folder
         self._file = folder / "collected"
         own = authority.issue()
