@@ -153,6 +153,8 @@ def main() -> None:
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, _stop)
     out = sys.stderr if arguments.json else sys.stdout
+    if arguments.folder:
+        arguments.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="bench-", dir=arguments.folder) as folder:
         told = measure(arguments.size, Path(folder), lambda text: print(text, file=out, flush=True))
     if arguments.json:
