@@ -240,7 +240,8 @@ fetch = Table(
     _id(),
     Column("study_instance_uid", Text, nullable=False, unique=True),
     Column("peer", Text, nullable=False),
-    Column("purpose", Text, nullable=False),  # missed, prior; wanted: a prior that is to be read
+    # missed; incomplete: a part was here; prior; wanted: a prior that is to be read
+    Column("purpose", Text, nullable=False),
     Column("prior_of", Text),  # Study Instance UID
     Column("study_date", Text, nullable=False),
     Column("state", Text, nullable=False),

@@ -23,6 +23,7 @@ from dicom_node import events, nudges
 from dicom_node.db import fetch, prior_search, study
 
 MISSED = "missed"  #: the PACS had it and we had not
+INCOMPLETE = "incomplete"  #: the PACS had more of it than we had
 PRIOR = "prior"  #: an earlier study of a patient: kept and shown, not read
 WANTED = "wanted"  #: it was a prior, and a person wants it read
 
@@ -34,6 +35,16 @@ _SEARCH_LEASE = timedelta(minutes=10)
 _CLAIMING = 0x6665746368
 
 SKIPPED = "skipped"
+FETCHED = "fetched"
+
+#: What a peer's day, held against ours, brings; all others are priors.
+_SWEPT = (MISSED, INCOMPLETE)
+_FROM_SCRATCH = {"attempts": 0, "nudged_at": None, "started_at": None}
+_WHY = {
+    MISSED: "missed by its sender",
+    INCOMPLETE: "a part of it was missed by its sender",
+    WANTED: "a prior that a person wants read",
+}
 
 _CLAIMABLE = sa.or_(
     sa.and_(fetch.c.state == "due", fetch.c.due_at <= func.now()),
@@ -118,6 +129,18 @@ def want(
     )
 
 
+def complete(connection: Connection, found: Found, *, wait: timedelta = timedelta(0)) -> bool:
+    """Queue the rest of a study of which a part is here; False: it waits, failed or is a prior."""
+    values = {"purpose": INCOMPLETE, "state": "due", "due_at": func.now() + wait}
+    again = connection.execute(
+        sa.update(fetch)
+        .where(fetch.c.study_instance_uid == found.study_instance_uid)
+        .where(fetch.c.state.in_((FETCHED, SKIPPED)), fetch.c.purpose.in_(_SWEPT))
+        .values(peer=found.peer, **values, **_FROM_SCRATCH, reason=None, ended_at=None)
+    ).rowcount
+    return bool(again) or _add(connection, found, **values)
+
+
 def skip(connection: Connection, found: Found, reason: str) -> bool:
     """Remember that this one is not wanted, so that it is not asked for again."""
     return _add(connection, found, purpose=MISSED, state=SKIPPED, reason=reason)
@@ -184,12 +207,13 @@ def _came_by_itself(connection: Connection, fetch_id: int) -> None:
     connection.execute(
         sa.update(fetch)
         .where(fetch.c.id == fetch_id, fetch.c.claimed_at.is_(None), here)
-        .values(state="fetched", purpose=MISSED, reason="it came by itself", ended_at=func.now())
+        .where(fetch.c.purpose != INCOMPLETE)  # of which a part was here before
+        .values(state=FETCHED, purpose=MISSED, reason="it came by itself", ended_at=func.now())
     )
 
 
 def _may_begin(per_hour: int) -> sa.ColumnElement[bool]:
-    """Nothing else comes from that peer, and of missed studies not too many came lately."""
+    """Nothing else comes from that peer, and of what was swept up not too many came lately."""
     other, lately = fetch.alias(), fetch.alias()
     busy = sa.exists().where(
         other.c.peer == fetch.c.peer,
@@ -198,10 +222,11 @@ def _may_begin(per_hour: int) -> sa.ColumnElement[bool]:
     )
     begun = (
         sa.select(func.count())
-        .where(lately.c.purpose == MISSED, lately.c.claimed_at > func.now() - timedelta(hours=1))
+        .where(lately.c.purpose.in_(_SWEPT))
+        .where(lately.c.claimed_at > func.now() - timedelta(hours=1))
         .scalar_subquery()
     )
-    return sa.and_(~busy, sa.or_(fetch.c.purpose != MISSED, begun < per_hour))
+    return sa.and_(~busy, sa.or_(fetch.c.purpose.not_in(_SWEPT), begun < per_hour))
 
 
 def renew(connection: Connection, held: Fetch, *, lease: timedelta) -> bool:
@@ -215,14 +240,14 @@ def renew(connection: Connection, held: Fetch, *, lease: timedelta) -> bool:
 
 def fetched(connection: Connection, held: Fetch, reason: str | None = None) -> None:
     """It is here, all of it."""
-    if not _advance(connection, held, "fetched", reason, ended_at=func.now()):
+    if not _advance(connection, held, FETCHED, reason, ended_at=func.now()):
         return
-    what = f"a prior of {held.prior_of}" if held.purpose == PRIOR else "missed by its sender"
+    what = f"a prior of {held.prior_of}" if held.purpose == PRIOR else _WHY[held.purpose]
     here = sa.exists().where(study.c.study_instance_uid == held.study_instance_uid)
     if connection.scalar(sa.select(here)):
         subject = f"fetch {held.id} from {held.peer}"
         uid = held.study_instance_uid
-        events.append(connection, uid, subject, "fetching", "fetched", reason or what)
+        events.append(connection, uid, subject, "fetching", FETCHED, reason or what)
 
 
 def retry_later(connection: Connection, held: Fetch, delay: timedelta, reason: str) -> None:
@@ -262,7 +287,7 @@ def nudge(connection: Connection, *, every: timedelta, per_hour: int) -> list[in
         sa.select(fetch.c.id)
         .ext(postgresql.distinct_on(fetch.c.peer))
         .where(_CLAIMABLE, _may_begin(per_hour))
-        .order_by(fetch.c.peer, fetch.c.purpose == MISSED, fetch.c.study_date.desc(), fetch.c.id)
+        .order_by(fetch.c.peer, fetch.c.purpose.in_(_SWEPT), fetch.c.study_date.desc(), fetch.c.id)
     )
     return nudges.mark(connection, fetch, fetch.c.id.in_(line), every=every)
 
@@ -273,9 +298,7 @@ def requeue(connection: Connection, *, study_instance_uids: Collection[str] | No
     if study_instance_uids is not None:
         which.append(fetch.c.study_instance_uid.in_(study_instance_uids))
     return connection.execute(
-        sa.update(fetch)
-        .where(*which)
-        .values(state="due", attempts=0, due_at=func.now(), nudged_at=None, started_at=None)
+        sa.update(fetch).where(*which).values(state="due", due_at=func.now(), **_FROM_SCRATCH)
     ).rowcount
 
 

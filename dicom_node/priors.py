@@ -31,7 +31,7 @@ def of_study(connection: Connection, study_instance_uid: str) -> list[EarlierStu
     """The patient's earlier studies, newest first; of the chest as far as we know."""
     found = {one.study_instance_uid: one for one in _received(connection, study_instance_uid)}
     for row in fetches.priors_of(connection, study_instance_uid):
-        came = row.state == "fetched"
+        came = row.state == fetches.FETCHED
         found[row.study_instance_uid] = EarlierStudy(
             study_instance_uid=row.study_instance_uid,
             study_date=row.study_date,
@@ -52,7 +52,7 @@ def _received(connection: Connection, study_instance_uid: str) -> list[EarlierSt
         return []
     uid = study.c.study_instance_uid
     read = sa.exists().where(job.c.study_instance_uid == uid, job.c.state == "drafted")
-    fetched = sa.exists().where(fetch.c.study_instance_uid == uid, fetch.c.state == "fetched")
+    fetched = sa.exists().where(fetch.c.study_instance_uid == uid, fetch.c.state == fetches.FETCHED)
     rows = connection.execute(
         sa.select(uid, study.c.study_date)
         .where(

@@ -334,6 +334,17 @@ class Inquiry:
         }
         return list(instances.values())
 
+    def chest_instances(
+        self, study_instance_uid: str, modalities: Collection[str]
+    ) -> list[Instance]:
+        """The instances of those series of a study that may be of the chest."""
+        return [
+            instance
+            for series in self.series_of(study_instance_uid)
+            if series.may_be_chest(modalities)
+            for instance in self.instances_of(study_instance_uid, series.series_instance_uid)
+        ]
+
 
 @contextmanager
 def inquiry(

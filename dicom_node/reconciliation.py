@@ -1,16 +1,15 @@
 """What the PACS has and we have not: studies by day, and the earlier ones of a patient.
 
-The peers with the role ``query`` are asked; what is missing becomes rows of ``fetches``, and a
-worker fetches them. The only writer of ``reconciled_day``.
+The peers with the role ``query`` are asked; what is missing, a study or a part of one, becomes rows
+of ``fetches``, and a worker fetches them. The only writer of ``reconciled_day``.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
-from functools import partial
 
 import sqlalchemy as sa
 from pydicom import dcmread
@@ -41,13 +40,18 @@ _HEADER = (
 )
 
 
+#: Study Instance UID: how many objects a peer had of it when we had all that matter to us.
+Whole = Mapping[str, int]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Missing:
-    """A study that a peer has and we have not."""
+    """A study that a peer has and we have not, or not whole."""
 
     study: Study
     state: str | None  #: of its fetch; ``None``: it has none
     is_chest: bool  #: as far as the peer says
+    absent: int | None = None  #: so many objects of the chest; ``None``: all of it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +62,7 @@ class Comparison:
     study_date: str  #: YYYYMMDD
     found: int
     missing: Sequence[Missing]  #: newest first
+    whole: Whole = field(default_factory=dict)
 
     @property
     def missed(self) -> list[Missing]:
@@ -76,23 +81,47 @@ class Prior:
 # -- by day ----------------------------------------------------------------------------------------
 
 
-def sweep(database: Database, settings: Settings) -> None:
-    """Compare the last days with every peer that is asked, newest first, and queue what is missing.
+class Sweep:
+    """Compares the last days with every peer that is asked, and queues what is missing."""
 
-    A peer that can't be asked does not keep the others from it.
+    def __init__(self, database: Database, settings: Settings) -> None:
+        self._database = database
+        self._settings = settings
+        #: by peer and day: a study that was whole is looked at again only when the peer has more
+        self._whole: dict[tuple[str, str], Whole] = {}
 
-    Raises
-    ------
-    OutOfResources
-        The database is away.
-    """
-    with database.transaction() as connection:
-        days = last_days(connection, settings.reconciliation.days)
-    for peer in settings.asked("query"):
-        try:
-            _sweep(database, settings, peer, days)
-        except PeerError as error:
-            logger.warning("reconciliation: %s", error)
+    def __call__(self) -> None:
+        """Once, the newest day first; a peer that can't be asked does not keep the others from it.
+
+        Raises
+        ------
+        OutOfResources
+            The database is away.
+        """
+        with self._database.transaction() as connection:
+            days = last_days(connection, self._settings.reconciliation.days)
+        self._whole = {key: known for key, known in self._whole.items() if key[1] in days}
+        for peer in self._settings.asked("query"):
+            try:
+                self._ask(peer, days)
+            except PeerError as error:
+                logger.warning("reconciliation: %s", error)
+
+    def _ask(self, peer: Peer, days: Sequence[str]) -> None:
+        database, settings = self._database, self._settings
+        wait = timedelta(minutes=settings.reconciliation.patience_minutes)
+        heard = Auditor(settings, heartbeats.process_name("node")).asking(database, peer)
+        title, tls = settings.node.ae_title, settings.tls
+        with queries.inquiry(peer, title, tls, asking=heard) as asked:
+            for day in days:
+                whole = self._whole.get((peer.name, day), {})
+                comparison = compare(database, settings, asked, peer, day, whole)
+                self._whole[peer.name, day] = comparison.whole
+                with database.transaction() as connection:
+                    queued = queue(connection, comparison, wait)
+                    _reconciled(connection, comparison)
+                if queued:
+                    logger.info("%s has %d studies of %s that we have not", peer.name, queued, day)
 
 
 def periodics(settings: Settings, database: Database) -> list[Periodic]:
@@ -100,23 +129,7 @@ def periodics(settings: Settings, database: Database) -> list[Periodic]:
     wanted = settings.reconciliation
     if not (wanted.days and settings.asked("query")):
         return []
-    return [
-        Periodic("reconciliation", wanted.every_minutes * 60, partial(sweep, database, settings))
-    ]
-
-
-def _sweep(database: Database, settings: Settings, peer: Peer, days: Sequence[str]) -> None:
-    wait = timedelta(minutes=settings.reconciliation.patience_minutes)
-    heard = Auditor(settings, heartbeats.process_name("node")).asking(database, peer)
-    title, tls = settings.node.ae_title, settings.tls
-    with queries.inquiry(peer, title, tls, asking=heard) as asked:
-        for day in days:
-            comparison = compare(database, settings, asked, peer, day)
-            with database.transaction() as connection:
-                queued = queue(connection, comparison, wait)
-                _reconciled(connection, comparison)
-            if queued:
-                logger.info("%s has %d studies of %s that we have not", peer.name, queued, day)
+    return [Periodic("reconciliation", wanted.every_minutes * 60, Sweep(database, settings))]
 
 
 def last_days(connection: Connection, count: int) -> list[str]:
@@ -130,35 +143,58 @@ def last_days(connection: Connection, count: int) -> list[str]:
 
 
 def compare(
-    database: Database, settings: Settings, asked: Inquiry, peer: Peer, day: str
+    database: Database,
+    settings: Settings,
+    asked: Inquiry,
+    peer: Peer,
+    day: str,
+    whole: Whole | None = None,
 ) -> Comparison:
-    """Ask a peer for one day's studies, and for the series of those that we do not know.
+    """Ask a peer for one day's studies, for the series of those that we do not know, and for the
+    objects of those that we have, but for the ones that are as ``whole`` says.
 
     Raises
     ------
     PeerError
         It can't be asked.
     """
-    modalities = settings.reconciliation.modalities
+    modalities, before = settings.reconciliation.modalities, whole or {}
     found = asked.studies_on(day, modalities)
     with database.transaction() as connection:
         known = fetches.known(connection, [one.study_instance_uid for one in found])
-    missing = [
-        Missing(
-            study=one,
-            state=known.get(one.study_instance_uid),
-            is_chest=_is_chest(asked, one, known, modalities),
-        )
-        for one in found
-        if known.get(one.study_instance_uid) != HERE
-    ]
-    return Comparison(peer=peer.name, study_date=day, found=len(found), missing=missing)
+    missing: list[Missing] = []
+    now: dict[str, int] = {}
+    for one in found:
+        uid, state = one.study_instance_uid, known.get(one.study_instance_uid)
+        if state != HERE:
+            is_chest = _is_chest(asked, one, state, modalities)
+            missing.append(Missing(study=one, state=state, is_chest=is_chest))
+        elif one.instances is not None and before.get(uid) == one.instances:
+            now[uid] = one.instances
+        elif part := _absent(database, asked, one, modalities):
+            missing.append(part)
+        elif one.instances is not None:
+            now[uid] = one.instances
+    return Comparison(peer=peer.name, study_date=day, found=len(found), missing=missing, whole=now)
 
 
-def _is_chest(
-    asked: Inquiry, study: Study, known: Mapping[str, str], modalities: Sequence[str]
-) -> bool:
-    state = known.get(study.study_instance_uid)
+def _absent(
+    database: Database, asked: Inquiry, study: Study, modalities: Sequence[str]
+) -> Missing | None:
+    """What is not here of a study of which a part is."""
+    uid = study.study_instance_uid
+    theirs = asked.chest_instances(uid, modalities)
+    with database.transaction() as connection:
+        here = {one.sop_instance_uid for one in studies.instances(connection, uid)}
+        row = fetches.of_study(connection, uid)
+    absent = sum(one.sop_instance_uid not in here for one in theirs)
+    if not absent:
+        return None
+    state = row.state if row and row.state not in (fetches.FETCHED, fetches.SKIPPED) else None
+    return Missing(study=study, state=state, is_chest=True, absent=absent)
+
+
+def _is_chest(asked: Inquiry, study: Study, state: str | None, modalities: Sequence[str]) -> bool:
     if state is not None:  # it was asked for before
         return state != fetches.SKIPPED
     return _has_chest_series(asked, study.study_instance_uid, modalities)
@@ -169,11 +205,13 @@ def _has_chest_series(asked: Inquiry, uid: str, modalities: Sequence[str]) -> bo
 
 
 def queue(connection: Connection, comparison: Comparison, wait: timedelta = timedelta(0)) -> int:
-    """Let what is missing be fetched, after ``wait``; how many were not queued before."""
+    """Let what is missing be fetched, after ``wait``; how many studies were not queued before."""
     queued = 0
     for one in comparison.missing:
         found = _found(one.study, comparison.peer, comparison.study_date)
-        if one.is_chest:
+        if one.absent is not None:
+            queued += fetches.complete(connection, found, wait=wait)
+        elif one.is_chest:
             queued += fetches.want(connection, found, fetches.MISSED, wait=wait)
         else:
             fetches.skip(connection, found, "no series of the chest, as far as the peer says")

@@ -175,8 +175,10 @@ class QueryPacs:
         return True
 
     def _modalities(self, held: Dataset) -> list[str]:
-        of_study = [one for one in self.held if one.StudyInstanceUID == held.StudyInstanceUID]
-        return sorted({one.Modality for one in of_study})
+        return sorted({one.Modality for one in self._of_study(held)})
+
+    def _of_study(self, held: Dataset) -> list[Dataset]:
+        return [one for one in self.held if one.StudyInstanceUID == held.StudyInstanceUID]
 
     def _answer(self, question: Dataset, held: Dataset) -> Dataset:
         answer = Dataset()
@@ -187,7 +189,7 @@ class QueryPacs:
             elif keyword == "ModalitiesInStudy" and keyword in self.told:
                 answer.ModalitiesInStudy = self._modalities(held)
             elif keyword == "NumberOfStudyRelatedInstances" and keyword in self.told:
-                answer.NumberOfStudyRelatedInstances = len(self.held)
+                answer.NumberOfStudyRelatedInstances = len(self._of_study(held))
             elif keyword in held and (keyword in self.told or keyword not in OPTIONAL):
                 answer[keyword] = held[keyword]
         if "SpecificCharacterSet" in held:

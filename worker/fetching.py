@@ -92,12 +92,7 @@ def _wanted(node: Node, peer: Peer, study_instance_uid: str) -> list[Instance]:
     heard = _auditor(node).asking(node.database, peer)
     title, tls = settings.node.ae_title, settings.tls
     with queries.inquiry(peer, title, tls, asking=heard) as asked:
-        wanted = [
-            instance
-            for series in asked.series_of(uid)
-            if series.may_be_chest(settings.reconciliation.modalities)
-            for instance in asked.instances_of(uid, series.series_instance_uid)
-        ]
+        wanted = asked.chest_instances(uid, settings.reconciliation.modalities)
     if not wanted:
         raise PeerError(f"{peer.name} lists no object of the chest in study {uid} any more")
     return wanted

@@ -89,6 +89,7 @@ def _day(one: Comparison) -> dict[str, Any]:
                 "study_instance_uid": missing.study.study_instance_uid,
                 "modalities": list(missing.study.modalities),
                 "instances": missing.study.instances,
+                "absent": missing.absent,
                 "fetch": missing.state,
             }
             for missing in one.missed

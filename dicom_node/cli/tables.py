@@ -215,7 +215,7 @@ def show_missing(found: Sequence[Comparison]) -> None:
     if missed:
         console.print()
         show(
-            ("missing study", "date", "at", "modalities", "instances", "fetch"),
+            ("missing study", "date", "at", "modalities", "instances", "missing", "fetch"),
             [
                 (
                     one.study.study_instance_uid,
@@ -223,6 +223,7 @@ def show_missing(found: Sequence[Comparison]) -> None:
                     peer,
                     ", ".join(one.study.modalities),
                     one.study.instances,
+                    "all" if one.absent is None else one.absent,
                     one.state or "not queued",
                 )
                 for peer, one in missed

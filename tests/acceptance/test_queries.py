@@ -26,9 +26,10 @@ from dicom_node.storage import StoredInstance
 from inference.demo import dicom, phantom
 from inference.demo.dicom import DemoPatient
 from tests.acceptance.askable import Askable, askable
-from tests.acceptance.running_node import MODALITY, RunningNode, free_port, running, wait_for
+from tests.acceptance.running_node import MODALITY, RunningNode, running, wait_for
 from tests.dicom_node import network
 from tests.pacs import Pacs
+from tests.ports import free_port
 from tests.query_pacs import chest
 from worker import pipeline, tasks
 from worker.tasks import Context
@@ -81,7 +82,7 @@ class Site:
 
     def sweep(self) -> None:
         """One round of the reconciliation, and a worker that does what it finds."""
-        reconciliation.sweep(self.database, self.context.node.settings)
+        reconciliation.Sweep(self.database, self.context.node.settings)()
         self.fetch()
 
     def fetch(self) -> None:
@@ -167,6 +168,27 @@ def test_a_missed_study_is_found_and_fetched_once(way: tuple[Askable, Peer], sit
             sa.select(func.count()).select_from(db.instance).where(db.instance.c.revision > 1)
         )
     assert again == 0
+
+
+def test_of_a_study_that_came_in_part_the_rest_is_fetched_once(
+    way: tuple[Askable, Peer], site: Site
+) -> None:
+    came = site.image(StudyDate=today())
+    late = site.image(StudyDate=today(), StudyInstanceUID=came.StudyInstanceUID)
+    _received(site, came)
+    way[0].load(came)
+    site.sweep()
+    uid = str(came.StudyInstanceUID)
+    with site.database.transaction() as connection:
+        assert fetches.of_study(connection, uid) is None, "it is whole"
+    way[0].load(late)
+    for _ in range(3):
+        site.sweep()
+    assert {came.SOPInstanceUID, late.SOPInstanceUID} <= site.kept()
+    with site.database.transaction() as connection:
+        row = fetches.of_study(connection, uid)
+    assert row is not None
+    assert (row.purpose, row.state, row.claims) == ("incomplete", "fetched", 1)
 
 
 def test_the_priors_are_of_the_right_patient_only(way: tuple[Askable, Peer], site: Site) -> None:

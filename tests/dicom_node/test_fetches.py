@@ -10,7 +10,7 @@ from sqlalchemy import func
 
 from dicom_node import account, db, fetches, jobs, studies
 from dicom_node.db import Database
-from dicom_node.fetches import MISSED, PRIOR, Fetch, Found
+from dicom_node.fetches import INCOMPLETE, MISSED, PRIOR, Fetch, Found
 from tests.conftest import StudyFactory
 
 LEASE = timedelta(seconds=60)
@@ -95,6 +95,67 @@ def test_what_is_skipped_is_never_fetched(database: Database) -> None:
     assert not want(database)
     assert nudged(database) == []
     assert claim(database) is None
+
+
+def complete(database: Database, uid: str = UID) -> bool:
+    with database.transaction() as connection:
+        return fetches.complete(connection, found(uid))
+
+
+def test_the_rest_of_a_study_that_is_here_is_queued_once(
+    database: Database, study_factory: StudyFactory
+) -> None:
+    uid = study_factory()
+    assert complete(database, uid)
+    assert not complete(database, uid)
+    held = claim(database, uid)
+    assert held is not None, "it did not come by itself: a part of it was here before"
+    assert held.purpose == INCOMPLETE
+    assert not complete(database, uid)
+
+
+def test_the_rest_of_a_study_that_came_by_a_fetch_is_queued_from_scratch(
+    database: Database, study_factory: StudyFactory
+) -> None:
+    want(database)
+    for times in (1, 2):
+        held = claim(database)
+        assert held
+        assert (held.attempts, held.claims) == (1, times)
+        study_factory(study_instance_uid=UID)
+        with database.transaction() as connection:
+            fetches.fetched(connection, held)
+        assert complete(database)
+    with database.transaction() as connection:
+        events = account.of(connection, UID).events
+    reasons = [one.reason for one in events if one.to_state == "fetched"]
+    assert reasons == ["missed by its sender", "a part of it was missed by its sender"]
+
+
+def test_the_rest_of_a_failed_one_or_of_a_prior_waits_for_a_person(
+    database: Database, study_factory: StudyFactory
+) -> None:
+    failed = study_factory()
+    assert complete(database, failed)
+    held = claim(database, failed)
+    assert held
+    with database.transaction() as connection:
+        fetches.fail(connection, held, "refused")
+    came_as_prior(database, study_factory)
+    assert not complete(database, failed)
+    assert not complete(database)
+
+
+def test_of_incomplete_studies_too_only_so_many_come_in_an_hour(
+    database: Database, study_factory: StudyFactory
+) -> None:
+    want(database)
+    assert claim(database, per_hour=1)
+    uid = study_factory()
+    with database.transaction() as connection:
+        assert fetches.complete(connection, found(uid, peer="other"))
+    assert claim(database, uid, per_hour=1) is None
+    assert claim(database, uid, per_hour=2)
 
 
 def test_a_study_that_may_still_come_by_itself_is_left_alone(database: Database) -> None:

@@ -21,7 +21,7 @@ from dicom_node.registering import Registrar
 from dicom_node.storage import Storage
 from tests.conftest import StudyFactory, make_stored_instance
 from tests.dicom_node.network import encoded, keep_instance
-from tests.query_pacs import QueryPacs, chest
+from tests.query_pacs import OPTIONAL, QueryPacs, chest
 
 DAY = "20260304"
 ONCE = Reconciliation(days=1, patience_minutes=0)
@@ -43,6 +43,19 @@ def pacs(shared: QueryPacs) -> QueryPacs:
 
 def site(*peers: Peer, **wanted: Any) -> Settings:
     return Settings(peers=peers, reconciliation=ONCE.model_copy(update=wanted))
+
+
+def part_of(image: Dataset, **changes: Any) -> Dataset:
+    """Another object of its study."""
+    return chest(StudyInstanceUID=image.StudyInstanceUID, StudyDate=image.StudyDate, **changes)
+
+
+def holding(study_factory: StudyFactory, image: Dataset) -> None:
+    """We have received it."""
+    study_factory(
+        study_instance_uid=str(image.StudyInstanceUID),
+        sop_instance_uid=str(image.SOPInstanceUID),
+    )
 
 
 def today() -> str:
@@ -71,13 +84,74 @@ def test_what_the_pacs_has_and_we_have_not_is_missing(
     database: Database, pacs: QueryPacs, study_factory: StudyFactory
 ) -> None:
     missing, here = chest(), chest()
-    study_factory(study_instance_uid=str(here.StudyInstanceUID))
+    holding(study_factory, here)
     pacs.hold(missing, here)
     comparison = compared(database, site(pacs.peer()))
     assert comparison.found == 2
     (only,) = comparison.missed
     assert only.study.study_instance_uid == missing.StudyInstanceUID
-    assert only.state is None
+    assert (only.state, only.absent) == (None, None)
+
+
+def test_of_a_study_that_is_here_in_part_the_rest_is_missing(
+    database: Database, pacs: QueryPacs, study_factory: StudyFactory
+) -> None:
+    here = chest(StudyDate=today())
+    late = part_of(here), part_of(here)
+    holding(study_factory, here)
+    # A report and a knee, which nobody would fetch, are no part that is missing.
+    pacs.hold(here, *late, part_of(here, Modality="SR"), part_of(here, BodyPartExamined="KNEE"))
+    settings = site(pacs.peer())
+    comparison = compared(database, settings, today())
+    (only,) = comparison.missed
+    assert (only.study.study_instance_uid, only.absent) == (here.StudyInstanceUID, 2)
+    sweep = reconciliation.Sweep(database, settings)
+    for _ in range(2):
+        sweep()
+    assert rows(database) == {here.StudyInstanceUID: ("incomplete", "due")}
+    assert compared(database, settings, today()).missed[0].state == "due"
+
+
+@pytest.mark.parametrize(
+    ("told", "looks"),
+    [
+        pytest.param(OPTIONAL, [1, 1, 2], id="that tells how many objects a study has"),
+        pytest.param((), [1, 2, 3], id="that does not tell"),
+    ],
+)
+def test_a_whole_study_is_looked_at_again_when_the_peer_may_have_more(
+    told: tuple[str, ...],
+    looks: list[int],
+    database: Database,
+    pacs: QueryPacs,
+    study_factory: StudyFactory,
+) -> None:
+    here = chest(StudyDate=today())
+    holding(study_factory, here)
+    pacs.hold(here, told=told)
+    sweep, seen = reconciliation.Sweep(database, site(pacs.peer())), []
+    for held in ((here,), (here,), (here, part_of(here))):
+        pacs.held = [*held]
+        sweep()
+        levels = [one.QueryRetrieveLevel for one in pacs.asked]
+        seen.append(levels.count("SERIES"))
+        assert (rows(database) == {}) is (len(held) == 1)
+    assert seen == looks
+
+
+def test_a_part_that_could_not_be_fetched_waits_for_a_person(
+    database: Database, pacs: QueryPacs, study_factory: StudyFactory
+) -> None:
+    here = chest(StudyDate=today())
+    holding(study_factory, here)
+    pacs.hold(here, part_of(here))
+    settings = site(pacs.peer())
+    reconciliation.Sweep(database, settings)()
+    with database.transaction() as connection:
+        connection.execute(sa.update(db.fetch).values(state="failed"))
+    reconciliation.Sweep(database, settings)()
+    assert rows(database) == {here.StudyInstanceUID: ("incomplete", "failed")}
+    assert compared(database, settings, today()).missed[0].state == "failed"
 
 
 def test_a_study_of_another_body_part_is_skipped_and_not_asked_for_again(
@@ -109,7 +183,7 @@ def test_two_sweeps_queue_a_study_once(database: Database, pacs: QueryPacs) -> N
     pacs.hold(missed)
     settings = site(pacs.peer())
     for _ in range(2):
-        reconciliation.sweep(database, settings)
+        reconciliation.Sweep(database, settings)()
     assert rows(database) == {missed.StudyInstanceUID: ("missed", "due")}
     with database.transaction() as connection:
         days = connection.execute(sa.select(db.reconciled_day)).mappings().all()
@@ -122,7 +196,7 @@ def test_a_study_that_may_be_on_its_way_is_left_alone_for_a_while(
     database: Database, pacs: QueryPacs
 ) -> None:
     pacs.hold(chest(StudyDate=today()))
-    reconciliation.sweep(database, site(pacs.peer(), patience_minutes=30))
+    reconciliation.Sweep(database, site(pacs.peer(), patience_minutes=30))()
     with database.transaction() as connection:
         wait = connection.scalar(sa.select(db.fetch.c.due_at - db.fetch.c.found_at))
         assert wait == timedelta(minutes=30)
@@ -137,7 +211,7 @@ def test_a_peer_that_is_away_does_not_keep_the_others_from_it(
     pacs.hold(missed)
     away = Peer(name="away", ae_title="AWAY", host=("127.0.0.1",), port=1, roles=("query",))
     with caplog.at_level(logging.WARNING):
-        reconciliation.sweep(database, site(away, pacs.peer()))
+        reconciliation.Sweep(database, site(away, pacs.peer()))()
     assert missed.StudyInstanceUID in rows(database)
     assert "reconciliation: away (AWAY@127.0.0.1:1) can't be reached" in caplog.text
 

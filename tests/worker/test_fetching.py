@@ -169,6 +169,25 @@ def test_what_came_in_part_is_completed_and_what_is_here_not_asked_for_again(
     assert state(context, first)[0] == "fetched"
 
 
+@pytest.mark.parametrize("retrieve", ["move", "get"])
+def test_the_rest_of_a_study_that_came_in_part_is_fetched(
+    retrieve: str, database: Database, tmp_path: Path, pacs: QueryPacs
+) -> None:
+    first = chest()
+    second = chest(StudyInstanceUID=first.StudyInstanceUID)
+    pacs.hold(first, second)
+    context = worker(database, tmp_path, pacs.peer(retrieve=retrieve))
+    uid = received(context, first)
+    with database.transaction() as connection:
+        rest = Found(study_instance_uid=uid, study_date="20260304", peer="pacs")
+        assert fetches.complete(connection, rest)
+    with listening(context, pacs):
+        tasks.fetch(context, row(context, uid).id)
+    assert sorted(kept(context, first)) == sorted([first.SOPInstanceUID, second.SOPInstanceUID])
+    assert pacs.moved + pacs.got == [second.SeriesInstanceUID]
+    assert state(context, first) == ("fetched", None)
+
+
 def test_a_worker_that_died_after_all_came_leaves_nothing_to_ask_for(
     database: Database, tmp_path: Path, pacs: QueryPacs
 ) -> None:

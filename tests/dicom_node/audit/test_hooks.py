@@ -143,7 +143,7 @@ def test_each_query_of_a_reconciliation_is_told_of(database: Database, udp: UdpS
         settings = audited(
             Settings(peers=(pacs.peer(),), reconciliation=Reconciliation(days=0)), udp.url
         )
-        reconciliation.sweep(database, settings)
+        reconciliation.Sweep(database, settings)()
     asked = questions(database)
     assert {sop_class for sop_class, _ in asked} == {queries.FIND}
     assert [one.ModalitiesInStudy for _, one in asked] == ["CR", "DX"]  # tomorrow's
