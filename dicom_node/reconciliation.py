@@ -150,8 +150,10 @@ def compare(
     day: str,
     whole: Whole | None = None,
 ) -> Comparison:
-    """Ask a peer for one day's studies, for the series of those that we do not know, and for the
-    objects of those that we have, but for the ones that are as ``whole`` says.
+    """Ask a peer for one day's studies, and what it has of them.
+
+    Asked for are the series of those that we do not know, and the objects of those that we have,
+    but not where ``whole`` says that nothing came since.
 
     Raises
     ------
@@ -169,9 +171,9 @@ def compare(
         if state != HERE:
             is_chest = _is_chest(asked, one, state, modalities)
             missing.append(Missing(study=one, state=state, is_chest=is_chest))
-        elif one.instances is not None and before.get(uid) == one.instances:
-            now[uid] = one.instances
-        elif part := _absent(database, asked, one, modalities):
+        elif (uid, one.instances) not in before.items() and (
+            part := _absent(database, asked, one, modalities)
+        ):
             missing.append(part)
         elif one.instances is not None:
             now[uid] = one.instances
